@@ -1,0 +1,105 @@
+//! A model on disk: a GGUF file, or a directory of safetensors with `config.json` and `tokenizer.json`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::{Executor, ModelError, TokenId, gguf};
+
+/// Where the tokenizer comes from.
+#[derive(Clone, Debug)]
+pub enum TokenizerSource {
+    /// The `tokenizer.ggml.*` keys of a GGUF file.
+    Gguf(Arc<gguf::Metadata>),
+    /// A `tokenizer.json`.
+    Json(PathBuf),
+}
+
+/// What a model brings along for text: nothing here is needed to compute logits.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    /// Where the tokenizer comes from.
+    pub tokenizer: TokenizerSource,
+    /// The Jinja chat template, if the model has one.
+    pub chat_template: Option<String>,
+    /// Spelling of the begin-of-sequence token, as templates use it.
+    pub bos_token: Option<String>,
+    /// Spelling of the end-of-sequence token, as templates use it.
+    pub eos_token: Option<String>,
+    /// Spelling of the padding token.
+    pub pad_token: Option<String>,
+    /// Spelling of the unknown token.
+    pub unk_token: Option<String>,
+    /// Tokens that end an answer: from `generation_config.json`, `config.json` or `tokenizer.ggml.{eos,eot,eom}_token_id`.
+    pub end_token_ids: Vec<TokenId>,
+}
+
+/// What a model is, read from its header alone.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// As the file says: `llama`, `qwen3`.
+    pub architecture: String,
+    /// The name the file gives itself, if any.
+    pub name: Option<String>,
+    /// Most frequent weight type by bytes: `Q4_1`, `BF16`.
+    pub dtype: String,
+    /// Weights, counted one by one.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub weight_bytes: u64,
+    /// Longest sequence the model was made for, in tokens.
+    pub context_tokens: usize,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// KV-cache bytes a token at 32 bits a value, 0 for models without attention.
+    pub kv_bytes_per_token: u64,
+}
+
+/// How to load.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Sequences that may exist at once, at most; the executor may allow fewer.
+    pub sequences_max: Option<usize>,
+}
+
+/// An opened and checked model: its header was read, its weights were not.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    info: ModelInfo,
+    assets: Assets,
+}
+
+impl ModelFile {
+    /// Reads and checks the header of the GGUF file or safetensors directory at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, is truncated or hostile, or lacks its tokenizer.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Err(ModelError::Unsupported { reason: format!("{} (in the making)", path.display()) })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// What it brings along for text.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
+    pub fn load(&self, _options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        Err(ModelError::Unsupported { reason: "in the making".to_owned() })
+    }
+}

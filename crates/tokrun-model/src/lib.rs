@@ -1,0 +1,15 @@
+//! From a model's name to its logits: the catalogue and pulling, GGUF and safetensors files, and the executors that run
+//! them. It knows nothing of requests, text or money.
+
+pub mod catalogue;
+pub mod config;
+mod error;
+mod executor;
+mod file;
+pub mod gguf;
+pub mod pull;
+pub mod store;
+
+pub use error::ModelError;
+pub use executor::{Executor, ExecutorInfo, Extend, Logits, SequenceHandle, TokenId};
+pub use file::{Assets, LoadOptions, ModelFile, ModelInfo, TokenizerSource};

@@ -1,0 +1,2 @@
+//! tokrun
+fn main() {}
