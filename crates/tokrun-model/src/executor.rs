@@ -7,7 +7,7 @@ pub type TokenId = u32;
 
 /// Names one sequence inside one executor; what it keeps for it (a KV cache, a recurrent state) stays hidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceHandle(u64);
+pub struct SequenceHandle(pub(crate) u64);
 
 impl SequenceHandle {
     /// The handle of this number; an executor gives out each number once.
