@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::mmap::MappedFile;
 use crate::{Executor, ModelError, TokenId, gguf};
+
+mod from_gguf;
 
 /// Where the tokenizer comes from.
 #[derive(Clone, Debug)]
@@ -69,6 +72,13 @@ pub struct ModelFile {
     path: PathBuf,
     info: ModelInfo,
     assets: Assets,
+    source: Source,
+}
+
+/// What was opened.
+#[derive(Debug)]
+enum Source {
+    Gguf { file: MappedFile, header: gguf::Header },
 }
 
 impl ModelFile {
@@ -77,7 +87,11 @@ impl ModelFile {
     /// # Errors
     /// When it cannot be read, is truncated or hostile, or lacks its tokenizer.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        Err(ModelError::Unsupported { reason: format!("{} (in the making)", path.display()) })
+        let file = MappedFile::open(path)?;
+        let header = gguf::Header::parse(path, &file)?;
+        let info = from_gguf::info(path, &header)?;
+        let assets = from_gguf::assets(path, &header)?;
+        Ok(Self { path: path.to_owned(), info, assets, source: Source::Gguf { file, header } })
     }
 
     /// Where it lies.
@@ -99,7 +113,9 @@ impl ModelFile {
     ///
     /// # Errors
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
-    pub fn load(&self, _options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
-        Err(ModelError::Unsupported { reason: "in the making".to_owned() })
+    pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        match &self.source {
+            Source::Gguf { file, header } => crate::candle::load_gguf(&self.path, file, header, options),
+        }
     }
 }

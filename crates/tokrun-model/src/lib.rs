@@ -1,12 +1,14 @@
 //! From a model's name to its logits: the catalogue and pulling, GGUF and safetensors files, and the executors that run
 //! them. It knows nothing of requests, text or money.
 
+mod candle;
 pub mod catalogue;
 pub mod config;
 mod error;
 mod executor;
 mod file;
 pub mod gguf;
+mod mmap;
 pub mod pull;
 pub mod store;
 
