@@ -1,1 +1,21 @@
-//! placeholder
+//! From requests to tokens: the scheduler, the sampler, the tokenizer, chat templates, and the thread that drives a model.
+//!
+//! It knows nothing of money, HTTP or terminals. Text becomes tokens with [`ChatTemplate`] and [`Tokenizer`]; tokens
+//! become more tokens with [`Engine`]; those become text again with [`DetokenizeStream`] and [`StopMatcher`].
+
+mod engine;
+mod error;
+mod request;
+mod sampler;
+mod scheduler;
+mod stop;
+mod template;
+// mod tokenizer;
+
+pub use engine::{Engine, EngineOptions};
+pub use error::{EngineError, InvalidParameter, SubmitError};
+pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport, Submission};
+pub use sampler::{SamplingParams, TokenLogprob};
+pub use stop::{StopMatcher, StopStep};
+pub use template::{ChatMessage, ChatTemplate, RenderOptions};
+// pub use tokenizer::{DetokenizeStream, Tokenizer};

@@ -1,0 +1,83 @@
+//! What goes into the engine and what comes out of it.
+
+use std::time::Instant;
+
+use tokrun_model::TokenId;
+
+use crate::sampler::{SamplingParams, TokenLogprob};
+
+/// Names a request for as long as it is live; the caller chooses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// A request for tokens.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Its name in reports; no other live request may have it.
+    pub request_id: RequestId,
+    /// The tokens to continue, at least one, fewer than the context holds.
+    pub prompt: Vec<TokenId>,
+    /// Tokens to generate at most; cut to what the context has left.
+    pub max_new_tokens: usize,
+    /// Tokens that end the answer, each reported like any other; empty to ignore them.
+    pub end_tokens: Vec<TokenId>,
+    /// How to choose among the logits.
+    pub sampling: SamplingParams,
+    /// Report the log-probability of each token, and of that many most probable ones.
+    pub logprobs: Option<usize>,
+}
+
+/// What one engine step brought, over all its sequences.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// At most one entry a request.
+    pub sequences: Vec<SequenceStep>,
+}
+
+/// What one engine step brought to one request.
+#[derive(Clone, Debug)]
+pub struct SequenceStep {
+    /// Which.
+    pub request_id: RequestId,
+    /// With the request's first token: how it started.
+    pub first: Option<FirstStep>,
+    /// The token generated in this step.
+    pub token: Option<SampledToken>,
+    /// Set in the last report of a request.
+    pub finish: Option<Finish>,
+    /// When the step ended.
+    pub at: Instant,
+}
+
+/// How a request started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstStep {
+    /// From submission to the first step that worked on it.
+    pub queue_us: u64,
+    /// From there to its first token.
+    pub prefill_us: u64,
+    /// Prompt tokens that did not have to be computed.
+    pub cached_tokens: usize,
+}
+
+/// A generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Which.
+    pub id: TokenId,
+    /// Its log-probability, when asked for.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// It generated one of its end tokens.
+    Stop,
+    /// It generated all it may, or the context is full.
+    Length,
+    /// It was cancelled, or the engine was shut down.
+    Cancelled,
+    /// The model or the engine failed, in these words.
+    Failed(String),
+}
