@@ -4,6 +4,7 @@
 mod candle;
 pub mod catalogue;
 pub mod config;
+mod digest;
 mod error;
 mod executor;
 mod file;
