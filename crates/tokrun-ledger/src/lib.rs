@@ -1,1 +1,91 @@
-//! placeholder
+//! The allowance ledger: who may still spend how many tokens, what was spent, and the proof of it, in one SQLite file.
+//!
+//! A request is *admitted* (its prompt and one output token are held), *debited* as its tokens are produced, and
+//! *settled* once. A debit is reported only after it is on the disk, so whoever shows a token afterwards can never show
+//! one that is not paid, whatever happens to the process or the machine. Any number of processes may use one file.
+//!
+//! The crate knows nothing of models: a model is a name, a token is a count.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use tokrun_ledger::{
+//!     Admission, Credits, Debit, FinishReason, GrantRequest, LatencyHistogram, Ledger, Price, PromptDebit, Settlement,
+//!     UsageBy, UsageQuery,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let home = tempfile::tempdir()?;
+//! let ledger = Ledger::open(&home.path().join("ledger.db"))?;
+//! ledger.create_wallet("ada", None)?;
+//! ledger.grant(GrantRequest::new("ada", "25".parse()?))?;
+//!
+//! ledger.admit(Admission {
+//!     request_id: "request-1".into(),
+//!     wallet: "ada".into(),
+//!     starter: None,
+//!     model: "smollm2-135m".into(),
+//!     device: "cpu".into(),
+//!     price: Price::default(), // 1 credit a token
+//!     prompt_tokens: 10,
+//!     project: None,
+//!     tags: BTreeMap::new(),
+//! })?;
+//!
+//! // Twenty tokens were generated, fifteen can be paid: deliver exactly those.
+//! let (reply, committed) = std::sync::mpsc::channel();
+//! let debit =
+//!     Debit { request_id: "request-1".into(), prompt: Some(PromptDebit { cached_tokens: 0 }), output_tokens: 20 };
+//! ledger.debit(vec![debit], move |debited| reply.send(debited).expect("the receiver is alive"));
+//! let debited = committed.recv()??;
+//! assert_eq!(debited[0].granted, 15);
+//! assert!(debited[0].exhausted);
+//!
+//! let settled = ledger.settle(Settlement {
+//!     queue_us: 100,
+//!     ttft_us: Some(20_000),
+//!     decode_us: 150_000,
+//!     total_us: 180_000,
+//!     itl: LatencyHistogram::from_iter([10_000; 14]),
+//!     ..Settlement::new("request-1", FinishReason::Allowance)
+//! })?;
+//! assert_eq!(settled.debited, "25".parse::<Credits>()?);
+//! assert_eq!(settled.balance, Credits::ZERO);
+//!
+//! let usage = ledger.usage(&UsageQuery::new(UsageBy::User))?;
+//! assert_eq!((usage[0].key.as_str(), usage[0].total_tokens), ("ada", 25));
+//! assert!(ledger.verify()?.passed());
+//! # Ok(())
+//! # }
+//! ```
+
+mod admin;
+mod backup;
+mod chain;
+mod credits;
+mod error;
+mod health;
+mod histogram;
+mod ledger;
+mod open_request;
+mod place;
+mod purse;
+mod query;
+mod recover;
+mod request;
+mod store;
+mod types;
+mod usage;
+mod verify;
+mod writer;
+
+pub use credits::{Credits, MICRO, ParseCreditsError, Price};
+pub use error::{LedgerError, Result};
+pub use health::{Health, fsync_probe_us};
+pub use histogram::LatencyHistogram;
+pub use ledger::{Clock, Ledger};
+pub use types::{
+    Admission, Admitted, Debit, Debited, FinishReason, GrantKind, GrantRequest, GrantState, GrantView, PromptDebit,
+    Settled, Settlement, StarterGrant, Statement, StatementKind, StatementLine, WalletView,
+};
+pub use usage::{Percentiles, UsageBy, UsageQuery, UsageRow};
+pub use verify::{Problem, VerifyReport};

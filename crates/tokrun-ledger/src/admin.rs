@@ -1,0 +1,256 @@
+//! Wallets, grants and the modes of a ledger, as the writer changes them.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::chain::{self, Hash};
+use crate::writer::Tx;
+use crate::{Admission, GrantKind, GrantRequest, GrantView, LedgerError, Result, WalletView, query};
+
+/// Long enough for any account name or mail address.
+const NAME_CHARS_MAX: usize = 128;
+
+/// A note, not a document.
+const MEMO_BYTES_MAX: usize = 4096;
+
+/// A wallet, as its row has it.
+pub(crate) struct Wallet {
+    pub(crate) seq: i64,
+    pub(crate) id: String,
+    pub(crate) frozen: bool,
+}
+
+/// A grant that was checked.
+struct NewGrant<'a> {
+    kind: GrantKind,
+    amount: i64,
+    priority: i32,
+    effective_us: i64,
+    expires_us: Option<i64>,
+    memo: Option<&'a str>,
+}
+
+/// The wallet that an admission names, created if it may be; and whether it was.
+pub(crate) fn wallet_for(tx: &mut Tx<'_>, admission: &Admission) -> Result<(Wallet, bool)> {
+    let name = &admission.wallet;
+    if let Some(wallet) = find_wallet(tx.conn, name)? {
+        return Ok((wallet, false));
+    }
+    let unknown = || LedgerError::UnknownWallet { name: name.clone() };
+    let starter = admission.starter.filter(|_| !tx.cache.meta.service).ok_or_else(unknown)?;
+    let wallet = insert_wallet(tx, name)?;
+    let grant = NewGrant {
+        kind: GrantKind::Starter,
+        amount: starter.amount.micro(),
+        priority: 0,
+        effective_us: tx.now_us,
+        expires_us: None,
+        memo: None,
+    };
+    insert_grant(tx, &wallet, &grant)?;
+    Ok((wallet, true))
+}
+
+/// Creates an empty wallet.
+pub(crate) fn create_wallet(tx: &mut Tx<'_>, name: &str, idempotency_key: Option<&str>) -> Result<WalletView> {
+    tx.check_good()?;
+    let arguments = arguments_hash(&["wallet", name]);
+    let seq = match earlier(tx.conn, idempotency_key, &arguments)? {
+        Some(id) => seq_of(tx.conn, "SELECT seq FROM account WHERE id = ?1", &id)?,
+        None => {
+            if find_wallet(tx.conn, name)?.is_some() {
+                return Err(LedgerError::WalletExists { name: name.to_owned() });
+            }
+            let wallet = insert_wallet(tx, name)?;
+            remember(tx.conn, idempotency_key, &arguments, &wallet.id)?;
+            wallet.seq
+        }
+    };
+    query::wallet_view(tx.conn, seq, tx.now_us)
+}
+
+/// Gives an allowance.
+pub(crate) fn grant(tx: &mut Tx<'_>, request: &GrantRequest) -> Result<GrantView> {
+    tx.check_good()?;
+    let wallet = require_wallet(tx.conn, &request.wallet)?;
+    let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
+    let arguments = arguments_hash(&[
+        "grant",
+        &wallet.id,
+        &request.amount.micro().to_string(),
+        &request.priority.to_string(),
+        &format!("{:?}", micros(request.effective)),
+        &format!("{:?}", micros(request.expires)),
+        &format!("{:?}", request.memo),
+    ]);
+    let key = request.idempotency_key.as_deref();
+    let seq = match earlier(tx.conn, key, &arguments)? {
+        Some(id) => seq_of(tx.conn, "SELECT seq FROM allowance WHERE id = ?1", &id)?,
+        None => {
+            let grant = NewGrant {
+                kind: GrantKind::Grant,
+                amount: request.amount.micro(),
+                priority: request.priority,
+                effective_us: micros(request.effective).unwrap_or(tx.now_us).max(tx.now_us),
+                expires_us: micros(request.expires),
+                memo: request.memo.as_deref(),
+            };
+            let (seq, id) = insert_grant(tx, &wallet, &grant)?;
+            remember(tx.conn, key, &arguments, &id)?;
+            seq
+        }
+    };
+    query::grant_view(tx.conn, seq, tx.now_us)
+}
+
+/// Freezes or thaws: a frozen wallet admits nothing, what runs may end.
+pub(crate) fn set_frozen(tx: &mut Tx<'_>, name: &str, frozen: bool) -> Result<WalletView> {
+    let wallet = require_wallet(tx.conn, name)?;
+    tx.conn.execute("UPDATE wallet SET frozen = ?2 WHERE seq = ?1", (wallet.seq, frozen))?;
+    query::wallet_view(tx.conn, wallet.seq, tx.now_us)
+}
+
+/// A service creates nothing by itself.
+pub(crate) fn set_service(tx: &mut Tx<'_>, service: bool) -> Result<()> {
+    tx.conn.execute("UPDATE meta SET service = ?1 WHERE id = 1", [service])?;
+    tx.cache.meta.service = service;
+    Ok(())
+}
+
+/// Marks the ledger bad, or good again.
+pub(crate) fn set_bad(tx: &mut Tx<'_>, reason: Option<String>) -> Result<()> {
+    tx.conn.execute("UPDATE meta SET bad = ?1 WHERE id = 1", [&reason])?;
+    tx.cache.meta.bad = reason;
+    Ok(())
+}
+
+/// The wallet of a name that must exist.
+pub(crate) fn require_wallet(conn: &Connection, name: &str) -> Result<Wallet> {
+    find_wallet(conn, name)?.ok_or_else(|| LedgerError::UnknownWallet { name: name.to_owned() })
+}
+
+fn find_wallet(conn: &Connection, name: &str) -> Result<Option<Wallet>> {
+    let sql = "SELECT w.seq, a.id, w.frozen FROM wallet_name n JOIN wallet w ON w.seq = n.wallet \
+         JOIN account a ON a.seq = w.seq WHERE n.name = ?1";
+    let read = |row: &rusqlite::Row<'_>| Ok(Wallet { seq: row.get(0)?, id: row.get(1)?, frozen: row.get(2)? });
+    Ok(conn.prepare_cached(sql)?.query_row([name], read).optional()?)
+}
+
+fn insert_wallet(tx: &Tx<'_>, name: &str) -> Result<Wallet> {
+    check_name(name)?;
+    let id = Uuid::now_v7().to_string();
+    let seq = tx.conn.prepare_cached("INSERT INTO account (id) VALUES (?1)")?.insert([&id])?;
+    tx.conn.execute("INSERT INTO wallet (seq, created_us) VALUES (?1, ?2)", (seq, tx.now_us))?;
+    tx.conn.execute("INSERT INTO wallet_name (wallet, name) VALUES (?1, ?2)", (seq, name))?;
+    Ok(Wallet { seq, id, frozen: false })
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let reason = match name {
+        "" => "it is empty",
+        name if name.trim() != name => "it begins or ends with a blank",
+        name if name.chars().count() > NAME_CHARS_MAX => "it is longer than 128 characters",
+        name if name.chars().any(char::is_control) => "it has a control character",
+        _ => return Ok(()),
+    };
+    Err(LedgerError::InvalidName { name: name.escape_debug().to_string(), reason })
+}
+
+/// Writes a grant, and its entry as soon as it is effective.
+fn insert_grant(tx: &mut Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<(i64, String)> {
+    check_grant(tx, wallet, grant)?;
+    let id = Uuid::now_v7().to_string();
+    let kind = match grant.kind {
+        GrantKind::Starter => "starter",
+        GrantKind::Grant => "grant",
+    };
+    let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
+         remaining) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0)";
+    let seq = tx.conn.prepare_cached(sql)?.insert((
+        &id,
+        wallet.seq,
+        kind,
+        grant.amount,
+        grant.priority,
+        grant.effective_us,
+        grant.expires_us,
+        tx.now_us,
+    ))?;
+    if let Some(memo) = grant.memo {
+        let salt = *Uuid::new_v4().as_bytes();
+        tx.conn.execute("INSERT INTO memo (allowance, salt, text) VALUES (?1, ?2, ?3)", (seq, salt, memo))?;
+    }
+    // Read again with the new grant, which becomes active on the way if it is effective already.
+    tx.cache.purses.remove(&wallet.seq);
+    let purse = tx.take_purse(wallet.seq)?;
+    tx.save_purse(wallet.seq, purse)?;
+    Ok((seq, id))
+}
+
+fn check_grant(tx: &Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<()> {
+    let invalid = |reason| Err(LedgerError::InvalidGrant { reason });
+    if grant.amount <= 0 {
+        return invalid("the amount must be more than zero");
+    }
+    if grant.expires_us.is_some_and(|expires_us| expires_us <= grant.effective_us) {
+        return invalid("it would expire before it can be spent; choose a later expiry");
+    }
+    if grant.memo.is_some_and(|memo| memo.len() > MEMO_BYTES_MAX) {
+        return invalid("the memo is longer than 4 KiB");
+    }
+    // With it, no sum over a wallet can overflow.
+    let granted: i64 = tx
+        .conn
+        .prepare_cached("SELECT coalesce(sum(amount), 0) FROM allowance WHERE wallet = ?1")?
+        .query_row([wallet.seq], |row| row.get(0))?;
+    match granted.checked_add(grant.amount) {
+        Some(_) => Ok(()),
+        None => invalid("this wallet was granted more than can be counted; choose a smaller amount"),
+    }
+}
+
+/// What came of an earlier use of this key.
+fn earlier(conn: &Connection, key: Option<&str>, arguments: &Hash) -> Result<Option<String>> {
+    let Some(key) = key else { return Ok(None) };
+    let found = conn
+        .prepare_cached("SELECT arguments, subject FROM idempotency WHERE key = ?1")?
+        .query_row([key_digest(conn, key)?], |row| Ok((row.get::<_, Hash>(0)?, row.get(1)?)))
+        .optional()?;
+    match found {
+        Some((before, _)) if before != *arguments => Err(LedgerError::IdempotencyConflict { key: key.to_owned() }),
+        Some((_, subject)) => Ok(Some(subject)),
+        None => Ok(None),
+    }
+}
+
+fn remember(conn: &Connection, key: Option<&str>, arguments: &Hash, subject: &str) -> Result<()> {
+    if let Some(key) = key {
+        conn.prepare_cached("INSERT INTO idempotency (key, arguments, subject) VALUES (?1, ?2, ?3)")?.execute((
+            key_digest(conn, key)?,
+            arguments,
+            subject,
+        ))?;
+    }
+    Ok(())
+}
+
+/// Keys are chosen by people and may name people: only a salted digest is kept.
+fn key_digest(conn: &Connection, key: &str) -> Result<Hash> {
+    let salt: Vec<u8> = conn.query_row("SELECT salt FROM meta WHERE id = 1", [], |row| row.get(0))?;
+    Ok(chain::salted(&salt, key))
+}
+
+fn arguments_hash(arguments: &[&str]) -> Hash {
+    let mut hasher = Sha256::new();
+    for argument in arguments {
+        hasher.update((argument.len() as u64).to_be_bytes());
+        hasher.update(argument);
+    }
+    hasher.finalize().into()
+}
+
+fn seq_of(conn: &Connection, sql: &str, id: &str) -> Result<i64> {
+    Ok(conn.prepare_cached(sql)?.query_row([id], |row| row.get(0))?)
+}

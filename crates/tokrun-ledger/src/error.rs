@@ -1,0 +1,207 @@
+//! What can go wrong with an allowance, one variant per decision a caller can take.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::ErrorCode;
+
+use crate::Credits;
+
+/// The result of a ledger operation.
+pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
+
+/// Why the ledger did not do what it was asked to. Whatever the variant, nothing was changed.
+///
+/// Clonable, because one failed commit answers everybody who waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// No wallet has this name.
+    #[error("there is no wallet `{name}`; create it with `tokrun wallet create {name}`")]
+    UnknownWallet {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("the wallet `{name}` exists already; choose another name, or grant to this one")]
+    WalletExists {
+        /// The name asked for.
+        name: String,
+    },
+    /// Not usable as a wallet's name.
+    #[error("`{name}` cannot name a wallet: {reason}")]
+    InvalidName {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The wallet is frozen: it admits no request.
+    #[error("the wallet `{name}` is frozen; `tokrun wallet thaw {name}` lets it spend again")]
+    Frozen {
+        /// Whose it is.
+        name: String,
+    },
+    /// The allowance does not cover the prompt and one output token.
+    #[error(
+        "the allowance of `{name}` is used up: {needed} credits are needed, {balance} are left; grant more with `tokrun wallet grant {name} AMOUNT`"
+    )]
+    Exhausted {
+        /// Whose wallet it is.
+        name: String,
+        /// The prompt at full price and one output token.
+        needed: Credits,
+        /// What is left.
+        balance: Credits,
+    },
+    /// A grant of nothing, of more than can be counted, or that could never be spent.
+    #[error("invalid grant: {reason}")]
+    InvalidGrant {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A request that contradicts itself, a bug of the caller.
+    #[error("invalid request `{id}`: {reason}")]
+    InvalidRequest {
+        /// The request.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The request id was used before.
+    #[error("the request id `{id}` was used before; every request needs a new one")]
+    DuplicateRequest {
+        /// The request.
+        id: String,
+    },
+    /// The request is not open: never admitted, settled, or taken for dead and settled by another process.
+    #[error("the request `{id}` is not open; it was settled or never admitted")]
+    UnknownRequest {
+        /// The request.
+        id: String,
+    },
+    /// The idempotency key was used for something else.
+    #[error("the idempotency key `{key}` was used before with other arguments; use a new one")]
+    IdempotencyConflict {
+        /// The key.
+        key: String,
+    },
+    /// The ledger contradicts itself and refuses to spend.
+    #[error(
+        "the ledger is marked bad and spends nothing: {reason}; restore a backup, or repair it and run `tokrun ledger verify`"
+    )]
+    Bad {
+        /// What was found.
+        reason: String,
+    },
+    /// The file is from a newer version of this program.
+    #[error("{path} has schema version {found}, this program knows {known}; upgrade tokrun")]
+    NewerSchema {
+        /// The ledger.
+        path: PathBuf,
+        /// The version of the file.
+        found: i64,
+        /// The newest version known here.
+        known: i64,
+    },
+    /// The file is something else.
+    #[error("{path} is not a tokrun ledger: {reason}; move it away, or restore a backup")]
+    NotALedger {
+        /// The file.
+        path: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
+    /// The file is damaged.
+    #[error("the ledger file is damaged ({reason}); restore a backup")]
+    Corrupt {
+        /// What SQLite said.
+        reason: String,
+    },
+    /// SQLite's locks cannot be trusted there.
+    #[error(
+        "{path} is on a network filesystem ({kind}), where file locks cannot be trusted; set TOKRUN_HOME to a local disk"
+    )]
+    NetworkFilesystem {
+        /// The ledger.
+        path: PathBuf,
+        /// Its filesystem.
+        kind: &'static str,
+    },
+    /// The ledger, or its directory, cannot be written.
+    #[error("{path} cannot be written; check its owner and permissions, or set TOKRUN_HOME to a directory of yours")]
+    ReadOnly {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// The disk is full; nothing was charged.
+    #[error("the disk is full: nothing was charged; free some space beside the ledger and try again")]
+    DiskFull,
+    /// The operating system refused to read or write; nothing was charged.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+    /// A file that would have been overwritten.
+    #[error("{path} exists already; choose another name")]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A program that knows nothing of our lock keeps the file busy.
+    #[error("another program keeps the ledger file locked; close it and try again")]
+    Busy,
+    /// SQLite failed otherwise; nothing was charged.
+    #[error("the ledger file could not be used: {0}")]
+    Sqlite(Arc<rusqlite::Error>),
+    /// The writer of this ledger is gone.
+    #[error("the ledger's writer has stopped; open the ledger again")]
+    Closed,
+}
+
+impl LedgerError {
+    /// Whether the allowance said no, as opposed to something having gone wrong.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, LedgerError::Frozen { .. } | LedgerError::Exhausted { .. })
+    }
+
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> LedgerError {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        match source.kind() {
+            PermissionDenied | ReadOnlyFilesystem => LedgerError::ReadOnly { path: path.to_owned() },
+            StorageFull => LedgerError::DiskFull,
+            _ => LedgerError::Io { action, path: path.to_owned(), source: Arc::new(source) },
+        }
+    }
+
+    /// As `From<rusqlite::Error>`, for the moment a file is opened, when its path helps.
+    pub(crate) fn at_open(path: &Path, error: rusqlite::Error) -> LedgerError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => {
+                LedgerError::NotALedger { path: path.to_owned(), reason: "it is no SQLite database".into() }
+            }
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                LedgerError::ReadOnly { path: path.to_owned() }
+            }
+            _ => error.into(),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for LedgerError {
+    fn from(error: rusqlite::Error) -> LedgerError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => LedgerError::DiskFull,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerError::Busy,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                LedgerError::Corrupt { reason: error.to_string() }
+            }
+            _ => LedgerError::Sqlite(Arc::new(error)),
+        }
+    }
+}

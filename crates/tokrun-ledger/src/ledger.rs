@@ -1,0 +1,284 @@
+//! The handle that everybody holds.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+
+use crate::place::{Place, WriteLock};
+use crate::recover::{self, RunLock};
+use crate::writer::{Cache, Job, Tx, Writer, job};
+use crate::{
+    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, Result, Settled, Settlement,
+    Statement, UsageQuery, UsageRow, VerifyReport, WalletView, admin, backup, health, query, request, store, usage,
+    verify,
+};
+
+/// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Jobs that may wait for the writer before callers do.
+const QUEUE_JOBS: usize = 1024;
+
+/// An open ledger. Cloning it is cheap; all clones share one writer thread, which ends with the last of them. Requests
+/// that are open then are settled with what they were debited.
+///
+/// Any number of processes, and of `Ledger`s within one, may have the same file open.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+struct Inner {
+    place: Place,
+    clock: Clock,
+    /// Taken out when the ledger is dropped.
+    reader: Mutex<Option<Connection>>,
+    /// `None` if the ledger is open for reading alone.
+    writer: Option<WriterHandle>,
+    lock: Option<Arc<WriteLock>>,
+}
+
+struct WriterHandle {
+    jobs: SyncSender<Job>,
+    thread: JoinHandle<()>,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ledger").field(&self.0.place.file).finish()
+    }
+}
+
+/// Opening.
+impl Ledger {
+    /// Opens the ledger at `path`, creating it, readable by its owner alone, and its directory if they do not exist.
+    /// Settles the requests of processes that died.
+    ///
+    /// # Errors
+    /// [`LedgerError::NewerSchema`], [`NotALedger`](LedgerError::NotALedger), [`Corrupt`](LedgerError::Corrupt),
+    /// [`NetworkFilesystem`](LedgerError::NetworkFilesystem), [`ReadOnly`](LedgerError::ReadOnly),
+    /// [`DiskFull`](LedgerError::DiskFull): the file is left as it was. A ledger that contradicts itself does open, and
+    /// refuses to spend with [`LedgerError::Bad`].
+    pub fn open(path: &Path) -> Result<Ledger> {
+        Ledger::open_with_clock(path, Arc::new(|| Timestamp::now().as_microsecond()))
+    }
+
+    /// As [`Ledger::open`], with another clock.
+    pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Ledger> {
+        let place = Place::make(path)?;
+        place.refuse_network()?;
+        let lock = Arc::new(WriteLock::open(&place)?);
+        let turn = lock.hold()?;
+        let conn = store::open(&place, clock())?;
+        let contradiction = store::quick_check(&conn)?;
+        let run_lock = RunLock::claim(&place)?;
+        let reader = store::open_reader(&place)?;
+        drop(turn);
+
+        let mut writer = Writer {
+            conn,
+            place: place.clone(),
+            lock: Arc::clone(&lock),
+            run_lock,
+            clock: Arc::clone(&clock),
+            cache: Cache::default(),
+            last_recovery: None,
+        };
+        writer.start(contradiction)?;
+        recover::sweep(&place);
+        let (jobs, queue) = mpsc::sync_channel(QUEUE_JOBS);
+        let thread = thread::Builder::new()
+            .name("ledger-writer".into())
+            .spawn(move || writer.run(&queue))
+            .map_err(|source| LedgerError::io("start the writer of", &place.file, source))?;
+        let writer = Some(WriterHandle { jobs, thread });
+        Ok(Ledger(Arc::new(Inner { place, clock, reader: Mutex::new(Some(reader)), writer, lock: Some(lock) })))
+    }
+
+    /// Opens an existing ledger, or a backup, to look at it: on a disk that cannot be written, say. Whatever would write
+    /// answers [`LedgerError::ReadOnly`].
+    pub fn open_read_only(path: &Path) -> Result<Ledger> {
+        let place = Place::at(path)?;
+        if !place.file.exists() {
+            let reason = "there is no such file".into();
+            return Err(LedgerError::NotALedger { path: place.file, reason });
+        }
+        // So that nobody closes the file, and with it the log, just now. Without the right to lock there is no writer.
+        let lock = WriteLock::open(&place).ok().map(Arc::new);
+        let turn = lock.as_ref().map(|lock| lock.hold()).transpose()?;
+        let reader = store::open_reader(&place)?;
+        drop(turn);
+        let clock: Clock = Arc::new(|| Timestamp::now().as_microsecond());
+        Ok(Ledger(Arc::new(Inner { place, clock, reader: Mutex::new(Some(reader)), writer: None, lock })))
+    }
+
+    /// The file, resolved.
+    pub fn path(&self) -> &Path {
+        &self.0.place.file
+    }
+}
+
+/// Requests. What blocks, or waits for room in the queue, must not be called from a reply.
+impl Ledger {
+    /// Admits a request: holds its prompt at the full price and one output token. Returns once that is durable.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownWallet`], [`Frozen`](LedgerError::Frozen), [`Exhausted`](LedgerError::Exhausted),
+    /// [`DuplicateRequest`](LedgerError::DuplicateRequest), [`InvalidRequest`](LedgerError::InvalidRequest),
+    /// [`Bad`](LedgerError::Bad).
+    pub fn admit(&self, admission: Admission) -> Result<Admitted> {
+        self.write(move |tx| request::admit(tx, &admission))
+    }
+
+    /// As [`Ledger::admit`], answering through `reply`, as [`Ledger::debit`] does.
+    pub fn admit_then(&self, admission: Admission, reply: impl FnOnce(Result<Admitted>) + Send + 'static) {
+        self.queue(job(move |tx| request::admit(tx, &admission), reply));
+    }
+
+    /// Queues what the running requests produced since their last debits. They share a commit, at most one in 5 ms, with
+    /// whatever else is queued. `reply` is called on the writer thread once it is durable (or failed: then nothing is
+    /// debited, and nothing may be delivered), with one answer per debit in their order. It should return at once.
+    ///
+    /// A token is paid whole or not at all, if need be out of several grants.
+    pub fn debit(&self, debits: Vec<Debit>, reply: impl FnOnce(Result<Vec<Debited>>) + Send + 'static) {
+        self.queue(job(move |tx| request::debit(tx, &debits), reply));
+    }
+
+    /// Settles a request, once: one entry, one row in the log. A request that was never debited costs nothing. Settling
+    /// it again changes nothing and gives what was recorded.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownRequest`] if it was never admitted.
+    pub fn settle(&self, settlement: Settlement) -> Result<Settled> {
+        self.write(move |tx| request::settle(tx, &settlement.into()))
+    }
+
+    /// As [`Ledger::settle`], answering through `reply`, as [`Ledger::debit`] does.
+    pub fn settle_then(&self, settlement: Settlement, reply: impl FnOnce(Result<Settled>) + Send + 'static) {
+        self.queue(job(move |tx| request::settle(tx, &settlement.into()), reply));
+    }
+}
+
+/// Wallets.
+impl Ledger {
+    /// Creates an empty wallet. With an idempotency key, repeating it gives the wallet of the first time.
+    pub fn create_wallet(&self, name: &str, idempotency_key: Option<String>) -> Result<WalletView> {
+        let name = name.to_owned();
+        self.write(move |tx| admin::create_wallet(tx, &name, idempotency_key.as_deref()))
+    }
+
+    /// Gives an allowance. With an idempotency key, repeating it grants nothing more.
+    pub fn grant(&self, request: GrantRequest) -> Result<GrantView> {
+        self.write(move |tx| admin::grant(tx, &request))
+    }
+
+    /// Refuses the wallet's new requests from now on; what runs may end.
+    pub fn freeze(&self, name: &str) -> Result<WalletView> {
+        let name = name.to_owned();
+        self.write(move |tx| admin::set_frozen(tx, &name, true))
+    }
+
+    /// Lets a frozen wallet spend again.
+    pub fn thaw(&self, name: &str) -> Result<WalletView> {
+        let name = name.to_owned();
+        self.write(move |tx| admin::set_frozen(tx, &name, false))
+    }
+
+    /// Marks the ledger as a service's, in which no starter grant creates a wallet.
+    pub fn set_service(&self, service: bool) -> Result<()> {
+        self.write(move |tx| admin::set_service(tx, service))
+    }
+
+    /// Every wallet, by name.
+    pub fn wallets(&self) -> Result<Vec<WalletView>> {
+        self.read(|conn, now_us| query::wallets(conn, now_us))
+    }
+
+    /// One wallet.
+    pub fn wallet(&self, name: &str) -> Result<WalletView> {
+        self.read(|conn, now_us| query::wallet(conn, name, now_us))
+    }
+
+    /// The entries of a wallet that took effect in `[from, to)`; open ends reach to the first and the last.
+    pub fn statement(&self, name: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Statement> {
+        self.read(|conn, now_us| query::statement(conn, name, from, to, now_us))
+    }
+
+    /// What settled requests used, in the order of the groups' keys.
+    pub fn usage(&self, usage_query: &UsageQuery) -> Result<Vec<UsageRow>> {
+        self.read(|conn, _| usage::usage(conn, usage_query))
+    }
+}
+
+/// Care.
+impl Ledger {
+    /// Checks everything there is to check, while others go on writing. A failure marks the ledger bad, so that it spends
+    /// nothing; a success takes that mark away. A ledger open for reading alone is checked and not marked.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        let report = self.read(|conn, _| verify::verify(conn))?;
+        let mark = report.mark();
+        if self.0.writer.is_some() && report.mark_before != mark {
+            self.write(move |tx| admin::set_bad(tx, mark))?;
+        }
+        Ok(report)
+    }
+
+    /// Copies the ledger, consistent and durable, to a file that does not exist yet.
+    pub fn backup(&self, to: &Path) -> Result<()> {
+        let reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        backup::backup(reader.as_ref().ok_or(LedgerError::Closed)?, to)
+    }
+
+    /// What `doctor` wants to know.
+    pub fn health(&self) -> Result<Health> {
+        self.read(|conn, _| health::health(conn, self.path()))
+    }
+}
+
+impl Ledger {
+    /// Does `work` on the writer thread and waits until it is durable.
+    fn write<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
+        let (reply, answer): (_, Receiver<Result<T>>) = mpsc::sync_channel(1);
+        // Nobody hears the answer only if the caller's thread is gone.
+        self.queue(job(work, move |outcome| drop(reply.send(outcome))));
+        answer.recv().unwrap_or(Err(LedgerError::Closed))
+    }
+
+    fn queue(&self, job: Job) {
+        match &self.0.writer {
+            Some(writer) => {
+                if let Err(mpsc::SendError(job)) = writer.jobs.send(job) {
+                    job(Err(LedgerError::Closed))(Ok(()));
+                }
+            }
+            None => job(Err(LedgerError::ReadOnly { path: self.0.place.file.clone() }))(Ok(())),
+        }
+    }
+
+    /// Reads one consistent state.
+    fn read<T>(&self, work: impl FnOnce(&Connection, i64) -> Result<T>) -> Result<T> {
+        let reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let conn = reader.as_ref().ok_or(LedgerError::Closed)?;
+        let transaction = conn.unchecked_transaction()?;
+        work(&transaction, (self.0.clock)())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Before the writer's connection, so that the writer is the last to leave and folds the log into the file.
+        let turn = self.lock.as_ref().and_then(|lock| lock.hold().ok());
+        self.reader.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        drop(turn);
+        if let Some(WriterHandle { jobs, thread }) = self.writer.take() {
+            drop(jobs);
+            // The last handle may be one that a reply held, and a thread cannot wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                thread.join().ok();
+            }
+        }
+    }
+}

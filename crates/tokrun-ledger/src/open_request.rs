@@ -1,0 +1,233 @@
+//! A request in flight: what it holds and what it has debited, per grant.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::purse::{BURN_ORDER, Part, Purse};
+use crate::writer::Tx;
+use crate::{Admission, Credits, Debit, Price, Result};
+
+/// A request that is not settled, as far as money is concerned.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenRequest {
+    pub(crate) seq: i64,
+    pub(crate) wallet: i64,
+    price: Price,
+    pub(crate) prompt_tokens: u64,
+    /// Its prompt is debited, and nothing is held any more.
+    pub(crate) running: bool,
+    pub(crate) cached_tokens: u64,
+    pub(crate) output_tokens: u64,
+    lots: Vec<Lot>,
+}
+
+/// What a request has of one grant.
+#[derive(Debug, Clone)]
+struct Lot {
+    grant: i64,
+    held: i64,
+    debited: i64,
+    stored: bool,
+    dirty: bool,
+}
+
+impl OpenRequest {
+    /// Writes a new request that holds `parts`.
+    pub(crate) fn create(
+        tx: &Tx<'_>,
+        admission: &Admission,
+        wallet: i64,
+        tags: &str,
+        parts: &[Part],
+    ) -> Result<OpenRequest> {
+        let price = admission.price;
+        let sql = "INSERT INTO open_request (id, owner, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, \
+             model, device, project, tags, started_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        let seq = tx.conn.prepare_cached(sql)?.insert((
+            &admission.request_id,
+            tx.owner,
+            wallet,
+            price.prompt.micro(),
+            price.cached_prompt.micro(),
+            price.output.micro(),
+            i64::try_from(admission.prompt_tokens).expect("checked at admission"),
+            &admission.model,
+            &admission.device,
+            &admission.project,
+            tags,
+            tx.now_us,
+        ))?;
+        tx.conn.prepare_cached("INSERT INTO progress (request) VALUES (?1)")?.execute([seq])?;
+        let held = |&(grant, held): &Part| Lot { grant, held, debited: 0, stored: false, dirty: true };
+        let mut request = OpenRequest {
+            seq,
+            wallet,
+            price,
+            prompt_tokens: admission.prompt_tokens,
+            running: false,
+            cached_tokens: 0,
+            output_tokens: 0,
+            lots: parts.iter().map(held).collect(),
+        };
+        request.save_lots(tx.conn)?;
+        Ok(request)
+    }
+
+    /// The open request of this id, out of the cache or the file. Put it back into the cache once it is saved.
+    pub(crate) fn take(tx: &mut Tx<'_>, id: &str) -> Result<Option<OpenRequest>> {
+        match tx.cache.requests.remove(id) {
+            Some(request) => Ok(Some(request)),
+            None => OpenRequest::load(tx.conn, id),
+        }
+    }
+
+    fn load(conn: &Connection, id: &str) -> Result<Option<OpenRequest>> {
+        let sql = "SELECT seq, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, running, cached_tokens, \
+             output_tokens FROM open_request JOIN progress ON request = seq WHERE id = ?1";
+        let found = conn.prepare_cached(sql)?.query_row([id], |row| {
+            Ok(OpenRequest {
+                seq: row.get(0)?,
+                wallet: row.get(1)?,
+                price: Price {
+                    prompt: Credits::from_micro(row.get(2)?),
+                    cached_prompt: Credits::from_micro(row.get(3)?),
+                    output: Credits::from_micro(row.get(4)?),
+                },
+                prompt_tokens: row.get(5)?,
+                running: row.get(6)?,
+                cached_tokens: row.get(7)?,
+                output_tokens: row.get(8)?,
+                lots: Vec::new(),
+            })
+        });
+        let Some(mut request) = found.optional()? else { return Ok(None) };
+        // In the order in which they were held, which is the order in which they are debited.
+        let sql = format!(
+            "SELECT f.allowance, f.held, f.debited FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
+             WHERE f.request = ?1 {BURN_ORDER}"
+        );
+        let mut lots = conn.prepare_cached(&sql)?;
+        let lots = lots.query_map([request.seq], |row| {
+            Ok(Lot { grant: row.get(0)?, held: row.get(1)?, debited: row.get(2)?, stored: true, dirty: false })
+        })?;
+        request.lots = lots.collect::<rusqlite::Result<_>>()?;
+        Ok(Some(request))
+    }
+
+    /// Writes the progress and what it cost.
+    pub(crate) fn save(&mut self, conn: &Connection) -> Result<()> {
+        let sql = "UPDATE progress SET running = ?2, cached_tokens = ?3, output_tokens = ?4 WHERE request = ?1";
+        conn.prepare_cached(sql)?.execute((
+            self.seq,
+            self.running,
+            self.cached_tokens.cast_signed(),
+            self.output_tokens.cast_signed(),
+        ))?;
+        self.save_lots(conn)
+    }
+
+    /// Removes every trace, once it is settled.
+    pub(crate) fn delete(&self, conn: &Connection) -> Result<()> {
+        for sql in [
+            "DELETE FROM in_flight WHERE request = ?1",
+            "DELETE FROM progress WHERE request = ?1",
+            "DELETE FROM open_request WHERE seq = ?1",
+        ] {
+            conn.prepare_cached(sql)?.execute([self.seq])?;
+        }
+        Ok(())
+    }
+
+    /// Whether a debit makes sense for this request.
+    pub(crate) fn check(&self, debit: &Debit) -> Result<(), &'static str> {
+        match &debit.prompt {
+            Some(_) if self.running => Err("its prompt is debited already"),
+            Some(prompt) if prompt.cached_tokens > self.prompt_tokens => {
+                Err("more of its prompt is cached than it has")
+            }
+            None if !self.running => Err("its first debit lacks the prompt"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Debits the prompt out of the hold, which covers it at its full price.
+    pub(crate) fn start(&mut self, cached_tokens: u64) {
+        let cost = self.price.of_prompt(self.prompt_tokens, cached_tokens).expect("no dearer than what is held");
+        self.running = true;
+        self.cached_tokens = cached_tokens;
+        self.draw_hold(cost.micro());
+    }
+
+    /// Debits as many of `asked` output tokens as can be paid whole: out of the hold, then in burn-down order.
+    pub(crate) fn draw_output(&mut self, purse: &mut Purse, asked: u32, now_us: i64) -> u32 {
+        let price = self.price.output.micro();
+        let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
+        let granted = match price {
+            0 => asked,
+            _ => u32::try_from((held + purse.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
+        };
+        let cost = i64::from(granted) * price;
+        let out_of_hold = cost.min(held);
+        self.draw_hold(out_of_hold);
+        let parts = purse.pay(cost - out_of_hold, now_us).expect("no more than was found available");
+        for (grant, amount) in parts {
+            self.add(grant, amount);
+        }
+        self.output_tokens += u64::from(granted);
+        granted
+    }
+
+    /// Takes what is still held out of this request.
+    pub(crate) fn release_hold(&mut self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        for lot in self.lots.iter_mut().filter(|lot| lot.held > 0) {
+            parts.push((lot.grant, std::mem::take(&mut lot.held)));
+            lot.dirty = true;
+        }
+        parts
+    }
+
+    /// What was debited of each grant.
+    pub(crate) fn debits(&self) -> impl Iterator<Item = Part> {
+        self.lots.iter().filter(|lot| lot.debited > 0).map(|lot| (lot.grant, lot.debited))
+    }
+
+    /// What was debited in all.
+    pub(crate) fn debited(&self) -> i64 {
+        self.debits().map(|(_, amount)| amount).sum()
+    }
+
+    /// Turns a part of the hold, which is large enough, into a debit.
+    fn draw_hold(&mut self, amount: i64) {
+        let mut owed = amount;
+        for lot in self.lots.iter_mut().filter(|lot| lot.held > 0) {
+            let part = owed.min(lot.held);
+            lot.held -= part;
+            lot.debited += part;
+            lot.dirty |= part > 0;
+            owed -= part;
+        }
+        debug_assert_eq!(owed, 0, "the hold covers what is drawn from it");
+    }
+
+    fn add(&mut self, grant: i64, amount: i64) {
+        match self.lots.iter_mut().find(|lot| lot.grant == grant) {
+            Some(lot) => {
+                lot.debited += amount;
+                lot.dirty = true;
+            }
+            None => self.lots.push(Lot { grant, held: 0, debited: amount, stored: false, dirty: true }),
+        }
+    }
+
+    fn save_lots(&mut self, conn: &Connection) -> Result<()> {
+        for lot in self.lots.iter_mut().filter(|lot| lot.dirty) {
+            let sql = match lot.stored {
+                true => "UPDATE in_flight SET held = ?3, debited = ?4 WHERE request = ?1 AND allowance = ?2",
+                false => "INSERT INTO in_flight (request, allowance, held, debited) VALUES (?1, ?2, ?3, ?4)",
+            };
+            conn.prepare_cached(sql)?.execute((self.seq, lot.grant, lot.held, lot.debited))?;
+            (lot.stored, lot.dirty) = (true, false);
+        }
+        Ok(())
+    }
+}

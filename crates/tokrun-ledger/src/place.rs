@@ -1,0 +1,188 @@
+//! Where a ledger lives: its directory, the files beside it, and the lock that its writers queue on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{LedgerError, Result};
+
+/// The files of one ledger. They are named after the resolved path, so that all ways to a ledger lead to one lock.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The SQLite file.
+    pub(crate) file: PathBuf,
+}
+
+impl Place {
+    /// Resolves `path`, whose directory must exist.
+    pub(crate) fn at(path: &Path) -> Result<Place> {
+        let failed = |source| LedgerError::io("resolve", path, source);
+        let file = match fs::canonicalize(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
+                fs::canonicalize(parent(path)).map_err(failed)?.join(name)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if file.is_dir() {
+            return Err(LedgerError::NotALedger { path: file, reason: "it is a directory".into() });
+        }
+        Ok(Place { file })
+    }
+
+    /// As [`Place::at`], and makes the directory.
+    pub(crate) fn make(path: &Path) -> Result<Place> {
+        let directory = parent(path);
+        create_dir_private(directory).map_err(|source| LedgerError::io("create", directory, source))?;
+        Place::at(path)
+    }
+
+    /// A file beside the ledger: its name and `suffix`.
+    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.file.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// The directory of the ledger.
+    pub(crate) fn directory(&self) -> &Path {
+        parent(&self.file)
+    }
+
+    /// The locks of running processes.
+    pub(crate) fn run_directory(&self) -> PathBuf {
+        self.directory().join("run")
+    }
+
+    /// Refuses filesystems on which locks or shared memory do not reach every machine.
+    pub(crate) fn refuse_network(&self) -> Result<()> {
+        let statfs = rustix::fs::statfs(self.directory())
+            .map_err(|error| LedgerError::io("examine", self.directory(), error.into()))?;
+        match network_filesystem(&statfs) {
+            Some(kind) => Err(LedgerError::NetworkFilesystem { path: self.file.clone(), kind }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a file durable by name: its directory entry reaches the disk.
+    pub(crate) fn sync_directory(&self) -> Result<()> {
+        sync_directory(self.directory())
+    }
+}
+
+/// The lock that all writers of a ledger queue on. SQLite's own waiting is a lottery: with sixteen writers, one of them
+/// waits for seconds.
+#[derive(Debug)]
+pub(crate) struct WriteLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl WriteLock {
+    /// Opens, and if need be creates, the lock file beside the ledger.
+    pub(crate) fn open(place: &Place) -> Result<WriteLock> {
+        let path = place.beside(".lock");
+        let file = open_private(OpenOptions::new().read(true).write(true).create(true).truncate(false), &path)
+            .map_err(|source| LedgerError::io("open", &path, source))?;
+        Ok(WriteLock { file, path })
+    }
+
+    /// Waits for the turn of this process.
+    pub(crate) fn hold(&self) -> Result<WriteTurn<'_>> {
+        loop {
+            match self.file.lock() {
+                Ok(()) => return Ok(WriteTurn(&self.file)),
+                // A signal arrived that the program handles.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LedgerError::io("lock", &self.path, error)),
+            }
+        }
+    }
+}
+
+/// Held by the one process that writes.
+pub(crate) struct WriteTurn<'a>(&'a File);
+
+impl Drop for WriteTurn<'_> {
+    fn drop(&mut self) {
+        // It can fail only if the descriptor is not ours, and closing it at exit unlocks as well.
+        self.0.unlock().ok();
+    }
+}
+
+/// Opens a file that only its owner may read.
+pub(crate) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    options.open(path)
+}
+
+/// Creates a directory, and those above it, for its owner alone.
+pub(crate) fn create_dir_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    builder.create(path)
+}
+
+/// Makes a file's content durable. Never for a file that SQLite has open: closing it would drop SQLite's locks.
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|source| LedgerError::io("sync", path, source))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| LedgerError::io("sync", directory, source))?;
+    Ok(())
+}
+
+/// `.` for a bare file name.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The name of a filesystem shared over a network. FUSE may be local or not, and is allowed.
+#[cfg(target_os = "linux")]
+fn network_filesystem(statfs: &rustix::fs::StatFs) -> Option<&'static str> {
+    // The type is a 32-bit number in a field whose width and sign differ between architectures.
+    match statfs.f_type as u32 {
+        0x0000_6969 => Some("nfs"),
+        0x0000_517b => Some("smb"),
+        0xff53_4d42 => Some("cifs"),
+        0xfe53_4d42 => Some("smb2"),
+        0x0102_1997 => Some("9p"),
+        0x00c3_6400 => Some("ceph"),
+        0x5346_414f | 0x6b41_4653 => Some("afs"),
+        0x7375_7245 => Some("coda"),
+        0x0bd0_0bd0 => Some("lustre"),
+        0x4750_4653 => Some("gpfs"),
+        0x7461_636f => Some("ocfs2"),
+        0x0116_1970 => Some("gfs2"),
+        0x1983_0326 => Some("beegfs"),
+        0x2003_0528 => Some("orangefs"),
+        0x786f_4256 => Some("vboxsf"),
+        _ => None,
+    }
+}
+
+#[cfg(target_vendor = "apple")]
+fn network_filesystem(statfs: &rustix::fs::StatFs) -> Option<&'static str> {
+    const MNT_LOCAL: u32 = 0x1000;
+    (statfs.f_flags & MNT_LOCAL == 0).then_some("not a local mount")
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+fn network_filesystem(_: &rustix::fs::StatFs) -> Option<&'static str> {
+    None
+}

@@ -1,0 +1,188 @@
+//! Wallets and statements as a reader sees them. What time did since the last write is shown as if it were written.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::purse::{BURN_ORDER, EventKind, GRANT_COLUMNS, Grant, Purse};
+use crate::{
+    Credits, GrantKind, GrantState, GrantView, LedgerError, Result, Statement, StatementKind, StatementLine,
+    WalletView, admin,
+};
+
+/// Every wallet, by name.
+pub(crate) fn wallets(conn: &Connection, now_us: i64) -> Result<Vec<WalletView>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT w.seq FROM wallet w LEFT JOIN wallet_name n ON n.wallet = w.seq ORDER BY n.name IS NULL, n.name, w.seq",
+    )?;
+    let wallets: Vec<i64> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    wallets.into_iter().map(|wallet| wallet_view(conn, wallet, now_us)).collect()
+}
+
+/// The wallet of a name.
+pub(crate) fn wallet(conn: &Connection, name: &str, now_us: i64) -> Result<WalletView> {
+    wallet_view(conn, admin::require_wallet(conn, name)?.seq, now_us)
+}
+
+/// One wallet.
+pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result<WalletView> {
+    let grants = grant_views(conn, "g.wallet = ?1", wallet, now_us)?;
+    let sum = |amounts: &mut dyn Iterator<Item = Credits>| Credits::from_micro(amounts.map(Credits::micro).sum());
+    let live = |grant: &&GrantView| matches!(grant.state, GrantState::Live);
+    let balance = sum(&mut grants.iter().filter(live).map(|grant| grant.remaining));
+    let in_flight = sum(&mut grants.iter().map(|grant| grant.in_flight));
+    let sql = "SELECT coalesce(n.name, a.id), a.id, w.frozen, w.created_us FROM wallet w \
+         JOIN account a ON a.seq = w.seq LEFT JOIN wallet_name n ON n.wallet = w.seq WHERE w.seq = ?1";
+    conn.prepare_cached(sql)?
+        .query_row([wallet], |row| {
+            Ok(WalletView {
+                name: row.get(0)?,
+                id: row.get(1)?,
+                balance,
+                in_flight,
+                frozen: row.get(2)?,
+                created: timestamp(row.get(3)?),
+                grants,
+            })
+        })
+        .map_err(LedgerError::from)
+}
+
+/// One grant.
+pub(crate) fn grant_view(conn: &Connection, seq: i64, now_us: i64) -> Result<GrantView> {
+    let mut views = grant_views(conn, "g.seq = ?1", seq, now_us)?;
+    views.pop().ok_or_else(|| LedgerError::Corrupt { reason: format!("grant {seq} is missing") })
+}
+
+/// A wallet's entries that took effect in `[from, to)`.
+pub(crate) fn statement(
+    conn: &Connection,
+    name: &str,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    now_us: i64,
+) -> Result<Statement> {
+    let wallet = admin::require_wallet(conn, name)?.seq;
+    let mut lines = written_lines(conn, wallet)?;
+    lines.extend(due_lines(conn, wallet, now_us)?);
+    lines.sort_by_key(|line| line.date);
+
+    let before = |line: &StatementLine, limit: Option<Timestamp>| limit.is_some_and(|limit| line.date < limit);
+    let mut balance = 0_i64;
+    let mut opening = 0;
+    let mut shown = Vec::new();
+    for mut line in lines {
+        balance += line.amount.micro();
+        if before(&line, from) {
+            opening = balance;
+        } else if to.is_none() || before(&line, to) {
+            line.balance_after = Credits::from_micro(balance);
+            shown.push(line);
+        }
+    }
+    let closing = shown.last().map_or(opening, |line| line.balance_after.micro());
+    let sql = "SELECT coalesce(sum(held + debited), 0) FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
+         WHERE g.wallet = ?1";
+    let in_flight: i64 = conn.prepare_cached(sql)?.query_row([wallet], |row| row.get(0))?;
+    Ok(Statement {
+        wallet: name.to_owned(),
+        opening: Credits::from_micro(opening),
+        lines: shown,
+        closing: Credits::from_micro(closing),
+        in_flight: Credits::from_micro(in_flight),
+    })
+}
+
+/// A time of the file; one outside the calendar, which only tampering writes, is shown as its end.
+pub(crate) fn timestamp(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Result<Vec<GrantView>> {
+    let sql = format!(
+        "SELECT {GRANT_COLUMNS}, g.created_us, m.text, \
+         (SELECT coalesce(sum(f.held + f.debited), 0) FROM in_flight f WHERE f.allowance = g.seq) AS in_flight \
+         FROM allowance g LEFT JOIN memo m ON m.allowance = g.seq WHERE {condition} {BURN_ORDER}"
+    );
+    let mut statement = conn.prepare_cached(&sql)?;
+    let views = statement.query_map([key], |row| {
+        let mut purse = Purse { grants: vec![Grant::from_row(row)?] };
+        purse.pass_time(now_us);
+        let grant = &purse.grants[0];
+        let state = match grant {
+            grant if grant.is_expired(now_us) => GrantState::Expired,
+            grant if !grant.active || grant.effective_us > now_us => GrantState::Pending,
+            grant if grant.remaining == 0 => GrantState::Used,
+            _ => GrantState::Live,
+        };
+        Ok(GrantView {
+            id: grant.id.clone(),
+            kind: grant.kind,
+            amount: Credits::from_micro(grant.amount),
+            remaining: Credits::from_micro(grant.remaining),
+            in_flight: Credits::from_micro(row.get("in_flight")?),
+            priority: grant.priority,
+            effective: timestamp(grant.effective_us),
+            expires: grant.expires_us.map(timestamp),
+            created: timestamp(row.get("created_us")?),
+            state,
+            memo: row.get("text")?,
+        })
+    })?;
+    Ok(views.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The entries of a wallet as they were written.
+fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
+    let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, max(m.text) \
+         FROM posting p JOIN entry e ON e.id = p.entry \
+         LEFT JOIN memo m ON m.allowance = p.allowance AND e.memo_digest IS NOT NULL \
+         WHERE p.account = ?1 GROUP BY e.id ORDER BY e.id";
+    let mut statement = conn.prepare_cached(sql)?;
+    let lines = statement.query_map([wallet], |row| {
+        let kind = match row.get_ref(1)?.as_str()? {
+            "starter" => StatementKind::Starter,
+            "grant" => StatementKind::Grant,
+            "expire" => StatementKind::Expire,
+            _ => StatementKind::Settle,
+        };
+        Ok(StatementLine {
+            date: timestamp(row.get(0)?),
+            kind,
+            amount: Credits::from_micro(row.get(2)?),
+            balance_after: Credits::ZERO,
+            request_id: row.get(3)?,
+            memo: row.get(4)?,
+        })
+    })?;
+    Ok(lines.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The entries that the next writer will write because time has passed.
+fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<StatementLine>> {
+    let mut purse = Purse::load(conn, wallet)?;
+    let mut lines = Vec::new();
+    for event in purse.pass_time(now_us) {
+        let grant = &purse.grants[event.grant];
+        let (kind, signed) = match event.kind {
+            EventKind::Activate if grant.kind == GrantKind::Starter => (StatementKind::Starter, event.amount),
+            EventKind::Activate => (StatementKind::Grant, event.amount),
+            EventKind::Expire => (StatementKind::Expire, -event.amount),
+        };
+        let memo = match event.kind {
+            EventKind::Activate => conn
+                .prepare_cached("SELECT text FROM memo WHERE allowance = ?1")?
+                .query_row([grant.seq], |row| row.get(0))
+                .optional()?,
+            EventKind::Expire => None,
+        };
+        lines.push(StatementLine {
+            date: timestamp(event.at_us),
+            kind,
+            amount: Credits::from_micro(signed),
+            balance_after: Credits::ZERO,
+            request_id: None,
+            memo,
+        });
+    }
+    Ok(lines)
+}

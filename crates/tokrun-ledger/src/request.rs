@@ -1,0 +1,277 @@
+//! One request's money: admitted with a hold, debited as it runs, settled once.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::chain::{self, Draft};
+use crate::open_request::OpenRequest;
+use crate::purse::Purse;
+use crate::writer::Tx;
+use crate::{
+    Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, Result, Settled,
+    Settlement, admin,
+};
+
+/// More than any project name or set of tags needs, so that a log row stays a row.
+const METADATA_BYTES_MAX: usize = 16 * 1024;
+
+/// How a request ended; no times if nobody measured them.
+pub(crate) struct Ending {
+    id: String,
+    finish_reason: FinishReason,
+    reasoning_tokens: u64,
+    times: Option<Times>,
+    itl: LatencyHistogram,
+}
+
+struct Times {
+    queue_us: u64,
+    ttft_us: Option<u64>,
+    decode_us: u64,
+    total_us: u64,
+}
+
+impl Ending {
+    /// Of a request whose process died.
+    pub(crate) fn unmeasured(id: String, finish_reason: FinishReason) -> Ending {
+        Ending { id, finish_reason, reasoning_tokens: 0, times: None, itl: LatencyHistogram::new() }
+    }
+}
+
+impl From<Settlement> for Ending {
+    fn from(it: Settlement) -> Ending {
+        let times =
+            Times { queue_us: it.queue_us, ttft_us: it.ttft_us, decode_us: it.decode_us, total_us: it.total_us };
+        Ending {
+            id: it.request_id,
+            finish_reason: it.finish_reason,
+            reasoning_tokens: it.reasoning_tokens,
+            times: Some(times),
+            itl: it.itl,
+        }
+    }
+}
+
+/// Holds the prompt at its full price and one output token.
+pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> {
+    tx.check_good()?;
+    let (needed, tags) = check_admission(admission)?;
+    if is_known(tx.conn, &admission.request_id)? {
+        return Err(LedgerError::DuplicateRequest { id: admission.request_id.clone() });
+    }
+    let (wallet, wallet_created) = admin::wallet_for(tx, admission)?;
+    if wallet.frozen {
+        return Err(LedgerError::Frozen { name: admission.wallet.clone() });
+    }
+    let mut purse = tx.take_purse(wallet.seq)?;
+    let Some(parts) = purse.pay(needed, tx.now_us) else {
+        let balance = Credits::from_micro(purse.available(tx.now_us));
+        let needed = Credits::from_micro(needed);
+        return Err(LedgerError::Exhausted { name: admission.wallet.clone(), needed, balance });
+    };
+    let balance = Credits::from_micro(purse.available(tx.now_us));
+    tx.save_purse(wallet.seq, purse)?;
+
+    let request = OpenRequest::create(tx, admission, wallet.seq, &tags, &parts)?;
+    tx.cache.requests.insert(admission.request_id.clone(), request);
+    Ok(Admitted { wallet_id: wallet.id, wallet_created, held: Credits::from_micro(needed), balance })
+}
+
+/// Debits a step of every running sequence. What one of them is refused does not touch the others.
+pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
+    tx.check_good()?;
+    let mut debited = Vec::with_capacity(debits.len());
+    let mut wallets = Vec::new();
+    for debit in debits {
+        debited.push(debit_one(tx, debit, &mut wallets)?);
+    }
+    // Written once per wallet, however many of its requests are in this step.
+    for wallet in wallets {
+        if let Some(purse) = tx.cache.purses.get_mut(&wallet) {
+            purse.save(tx.conn)?;
+        }
+    }
+    Ok(debited)
+}
+
+/// Turns what is in flight into one entry and one row of the log. Again, for a settled request: what was recorded.
+pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
+    tx.check_good()?;
+    let Some(mut request) = OpenRequest::take(tx, &ending.id)? else { return recorded(tx, &ending.id) };
+    let mut purse = tx.take_purse(request.wallet)?;
+    give_hold_back(tx, &ending.id, &mut request, &mut purse)?;
+    let balance = Credits::from_micro(purse.available(tx.now_us));
+    tx.save_purse(request.wallet, purse)?;
+
+    let debited = request.debited();
+    let entry = if debited == 0 { None } else { Some(write_settlement(tx, &ending.id, &request, debited)?) };
+    let settled = Settled {
+        debited: Credits::from_micro(debited),
+        balance,
+        prompt_tokens: if request.running { request.prompt_tokens } else { 0 },
+        cached_tokens: request.cached_tokens,
+        output_tokens: request.output_tokens,
+        finish_reason: ending.finish_reason,
+    };
+    insert_log(tx, ending, &request, &settled, entry)?;
+    request.delete(tx.conn)?;
+    Ok(settled)
+}
+
+/// What the admission needs held, and its tags as JSON.
+fn check_admission(admission: &Admission) -> Result<(i64, String)> {
+    let invalid = |reason| LedgerError::InvalidRequest { id: admission.request_id.clone(), reason };
+    if admission.request_id.is_empty() {
+        return Err(invalid("its id is empty"));
+    }
+    if !admission.price.is_sound() {
+        return Err(invalid("a price is negative, or a cached prompt token dearer than another"));
+    }
+    let tags = serde_json::to_string(&admission.tags).map_err(|_| invalid("its tags are no JSON"))?;
+    let texts = [&admission.request_id, &admission.model, &admission.device, &tags];
+    let project = admission.project.as_ref().map_or(0, String::len);
+    if texts.iter().map(|text| text.len()).sum::<usize>() + project > METADATA_BYTES_MAX {
+        return Err(invalid("its id, model, project and tags are longer than 16 KiB"));
+    }
+    let needed = admission.price.of_request(admission.prompt_tokens, 0, 1);
+    let counted = i64::try_from(admission.prompt_tokens).is_ok();
+    match needed.filter(|_| counted) {
+        Some(needed) => Ok((needed.micro(), tags)),
+        None => Err(invalid("its prompt costs more than can be counted")),
+    }
+}
+
+fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<Debited> {
+    let refusal = |refused| Debited {
+        request_id: debit.request_id.clone(),
+        granted: 0,
+        exhausted: false,
+        refused: Some(refused),
+    };
+    let Some(mut request) = OpenRequest::take(tx, &debit.request_id)? else {
+        return Ok(refusal(LedgerError::UnknownRequest { id: debit.request_id.clone() }));
+    };
+    if let Err(reason) = request.check(debit) {
+        tx.cache.requests.insert(debit.request_id.clone(), request);
+        let id = debit.request_id.clone();
+        return Ok(refusal(LedgerError::InvalidRequest { id, reason }));
+    }
+    let mut purse = tx.take_purse(request.wallet)?;
+    let granted = match debit.prompt {
+        Some(prompt) => {
+            request.start(prompt.cached_tokens);
+            let granted = request.draw_output(&mut purse, debit.output_tokens, tx.now_us);
+            give_hold_back(tx, &debit.request_id, &mut request, &mut purse)?;
+            granted
+        }
+        None => request.draw_output(&mut purse, debit.output_tokens, tx.now_us),
+    };
+    request.save(tx.conn)?;
+    if !wallets.contains(&request.wallet) {
+        wallets.push(request.wallet);
+    }
+    tx.keep_purse(request.wallet, purse);
+    tx.cache.requests.insert(debit.request_id.clone(), request);
+    Ok(Debited {
+        request_id: debit.request_id.clone(),
+        granted,
+        exhausted: granted < debit.output_tokens,
+        refused: None,
+    })
+}
+
+/// Returns what is still held; what belongs to a grant that has expired meanwhile expires with it.
+fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, purse: &mut Purse) -> Result<()> {
+    for part in request.release_hold() {
+        if let Some(event) = purse.give_back(part, tx.now_us) {
+            tx.write_event(request.wallet, purse, &event, Some(id))?;
+        }
+    }
+    Ok(())
+}
+
+/// The entry of a request that was charged: from each grant it used to `spent`.
+fn write_settlement(tx: &Tx<'_>, id: &str, request: &OpenRequest, debited: i64) -> Result<i64> {
+    let mut postings: Vec<_> = request.debits().map(|(grant, amount)| (request.wallet, Some(grant), -amount)).collect();
+    postings.push((chain::SPENT, None, debited));
+    let draft = Draft {
+        kind: "settle",
+        idempotency_key: &format!("settle:{id}"),
+        created_us: tx.now_us,
+        effective_us: tx.now_us,
+        request_id: Some(id),
+        memo_digest: None,
+        postings: &postings,
+    };
+    chain::append(tx.conn, &draft)
+}
+
+fn insert_log(
+    tx: &Tx<'_>,
+    ending: &Ending,
+    request: &OpenRequest,
+    settled: &Settled,
+    entry: Option<i64>,
+) -> Result<()> {
+    let times = ending.times.as_ref();
+    let sql = "INSERT INTO request_log (id, entry, wallet, project, tags, model, device, prompt_micro, cached_micro, \
+         output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, queue_us, ttft_us, \
+         decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us) \
+         SELECT id, ?2, wallet, project, tags, model, device, prompt_micro, cached_micro, output_micro, \
+         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, ?13, started_us, ?14 FROM open_request WHERE seq = ?1";
+    tx.conn.prepare_cached(sql)?.execute(rusqlite::params![
+        request.seq,
+        entry,
+        saturate(settled.prompt_tokens),
+        saturate(settled.cached_tokens),
+        saturate(settled.output_tokens),
+        saturate(ending.reasoning_tokens.min(settled.output_tokens)),
+        settled.debited.micro(),
+        times.map(|times| saturate(times.queue_us)),
+        times.and_then(|times| times.ttft_us).map(saturate),
+        times.map(|times| saturate(times.decode_us)),
+        times.map(|times| saturate(times.total_us)),
+        ending.itl.to_bytes(),
+        ending.finish_reason.as_str(),
+        tx.now_us,
+    ])?;
+    Ok(())
+}
+
+/// The outcome of a request that was settled before.
+fn recorded(tx: &mut Tx<'_>, id: &str) -> Result<Settled> {
+    let found = tx
+        .conn
+        .prepare_cached(
+            "SELECT wallet, debited, prompt_tokens, cached_tokens, output_tokens, finish_reason \
+             FROM request_log WHERE id = ?1",
+        )?
+        .query_row([id], |row| {
+            let settled = Settled {
+                debited: Credits::from_micro(row.get(1)?),
+                balance: Credits::ZERO,
+                prompt_tokens: row.get(2)?,
+                cached_tokens: row.get(3)?,
+                output_tokens: row.get(4)?,
+                finish_reason: FinishReason::from_log(row.get_ref(5)?.as_str()?),
+            };
+            Ok((row.get::<_, i64>(0)?, settled))
+        })
+        .optional()?;
+    let (wallet, settled) = found.ok_or_else(|| LedgerError::UnknownRequest { id: id.to_owned() })?;
+    let purse = tx.take_purse(wallet)?;
+    let balance = Credits::from_micro(purse.available(tx.now_us));
+    tx.save_purse(wallet, purse)?;
+    Ok(Settled { balance, ..settled })
+}
+
+/// Whether a request of this id is open or was settled.
+fn is_known(conn: &Connection, id: &str) -> Result<bool> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM open_request WHERE id = ?1) OR EXISTS (SELECT 1 FROM request_log WHERE id = ?1)";
+    Ok(conn.prepare_cached(sql)?.query_row([id], |row| row.get(0))?)
+}
+
+/// For the log: what exceeds SQLite's integers is shown as the largest of them.
+fn saturate(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,348 @@
+//! What goes into the ledger and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{Credits, LatencyHistogram, LedgerError, Price};
+
+/// A request that wants to start.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Opaque, never used before.
+    pub request_id: String,
+    /// The name of the wallet that pays.
+    pub wallet: String,
+    /// Only if the caller may create that wallet: then an unknown one is created with this grant, inside the admission,
+    /// unless the ledger is a service's.
+    pub starter: Option<StarterGrant>,
+    /// For the log.
+    pub model: String,
+    /// For the log.
+    pub device: String,
+    /// Frozen for the whole request.
+    pub price: Price,
+    /// Held at the full prompt price, together with one output token.
+    pub prompt_tokens: u64,
+    /// For the log.
+    pub project: Option<String>,
+    /// For the log.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What a new wallet starts with.
+#[derive(Debug, Clone, Copy)]
+pub struct StarterGrant {
+    /// Never expires.
+    pub amount: Credits,
+}
+
+/// An admitted request.
+#[derive(Debug, Clone)]
+pub struct Admitted {
+    /// The opaque id of the wallet.
+    pub wallet_id: String,
+    /// Whether this admission created the wallet.
+    pub wallet_created: bool,
+    /// What is held for the prompt and one output token.
+    pub held: Credits,
+    /// What is left beside it.
+    pub balance: Credits,
+}
+
+/// Tokens that a running request produced since its last debit.
+#[derive(Debug, Clone)]
+pub struct Debit {
+    /// An admitted request.
+    pub request_id: String,
+    /// With the first debit of a request, and only there: pays the prompt and gives the rest of the hold back.
+    pub prompt: Option<PromptDebit>,
+    /// New output tokens.
+    pub output_tokens: u32,
+}
+
+/// How much of the prompt had to be computed.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptDebit {
+    /// Prompt tokens found in the prefix cache, at most the prompt.
+    pub cached_tokens: u64,
+}
+
+/// A durable debit.
+#[derive(Debug, Clone)]
+pub struct Debited {
+    /// Whose it is.
+    pub request_id: String,
+    /// Output tokens of this debit that are paid: deliver these and no more.
+    pub granted: u32,
+    /// Fewer were granted than asked for: the allowance ends here.
+    pub exhausted: bool,
+    /// Why nothing was debited although the commit succeeded: the request is not open, or the debit contradicts it.
+    pub refused: Option<LedgerError>,
+}
+
+/// Why a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model or a stop string ended it.
+    Stop,
+    /// It reached its limit of tokens.
+    Length,
+    /// The allowance ended.
+    Allowance,
+    /// The user or client left.
+    Cancelled,
+    /// Something failed.
+    Error,
+    /// Its process died; settled by another one.
+    Crashed,
+}
+
+impl FinishReason {
+    /// The name used in the log and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Allowance => "allowance",
+            FinishReason::Cancelled => "cancelled",
+            FinishReason::Error => "error",
+            FinishReason::Crashed => "crashed",
+        }
+    }
+}
+
+impl FinishReason {
+    /// The reason of a row in the log; one that a later version added reads as an error.
+    pub(crate) fn from_log(name: &str) -> FinishReason {
+        use FinishReason::{Allowance, Cancelled, Crashed, Error, Length, Stop};
+        let known = [Stop, Length, Allowance, Cancelled, Error, Crashed];
+        known.into_iter().find(|reason| reason.as_str() == name).unwrap_or(Error)
+    }
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The end of a request, and how long it took. Times are those of the process that ran it.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// An admitted request.
+    pub request_id: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Output tokens that were reasoning (a part of those debited).
+    pub reasoning_tokens: u64,
+    /// From admission to the first step that worked on it.
+    pub queue_us: u64,
+    /// From admission to the first delivered token; `None` if there was none.
+    pub ttft_us: Option<u64>,
+    /// From the first to the last delivered token.
+    pub decode_us: u64,
+    /// From admission to the end.
+    pub total_us: u64,
+    /// The times between delivered tokens.
+    pub itl: LatencyHistogram,
+}
+
+impl Settlement {
+    /// A settlement without any measured time.
+    pub fn new(request_id: impl Into<String>, finish_reason: FinishReason) -> Settlement {
+        Settlement {
+            request_id: request_id.into(),
+            finish_reason,
+            reasoning_tokens: 0,
+            queue_us: 0,
+            ttft_us: None,
+            decode_us: 0,
+            total_us: 0,
+            itl: LatencyHistogram::new(),
+        }
+    }
+}
+
+/// A settled request. Settling it again gives the same figures, with the balance of then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Settled {
+    /// What it cost.
+    pub debited: Credits,
+    /// What its wallet has left, net of what is in flight.
+    pub balance: Credits,
+    /// Prompt tokens debited: all, or none if it ended before its first debit.
+    pub prompt_tokens: u64,
+    /// Those of them that were found in the cache.
+    pub cached_tokens: u64,
+    /// Output tokens debited.
+    pub output_tokens: u64,
+    /// As recorded: `crashed` if another process took this one for dead and settled first.
+    #[serde(skip)]
+    pub finish_reason: FinishReason,
+}
+
+/// An allowance to be given.
+#[derive(Debug, Clone)]
+pub struct GrantRequest {
+    /// The name of the wallet.
+    pub wallet: String,
+    /// More than zero.
+    pub amount: Credits,
+    /// Lower burns first; 0 if nothing else is said.
+    pub priority: i32,
+    /// From when it can be spent; now if `None` or past.
+    pub effective: Option<Timestamp>,
+    /// From when it cannot be spent any more; never if `None`.
+    pub expires: Option<Timestamp>,
+    /// Shown in statements, kept apart from the hashed entries.
+    pub memo: Option<String>,
+    /// The same key with the same arguments grants once, however often it is sent.
+    pub idempotency_key: Option<String>,
+}
+
+impl GrantRequest {
+    /// A grant that is effective now and never expires.
+    pub fn new(wallet: impl Into<String>, amount: Credits) -> GrantRequest {
+        GrantRequest {
+            wallet: wallet.into(),
+            amount,
+            priority: 0,
+            effective: None,
+            expires: None,
+            memo: None,
+            idempotency_key: None,
+        }
+    }
+}
+
+/// A wallet, seen now.
+#[derive(Debug, Clone, Serialize)]
+pub struct WalletView {
+    /// Who it belongs to; the id again once the name was deleted.
+    pub name: String,
+    /// Opaque.
+    pub id: String,
+    /// What can be spent: the live grants, net of what is in flight.
+    pub balance: Credits,
+    /// Held by, or debited to, requests that are not settled yet.
+    pub in_flight: Credits,
+    /// Admits no request.
+    pub frozen: bool,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Every grant it ever had, in burn-down order.
+    pub grants: Vec<GrantView>,
+}
+
+/// Where a grant came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GrantKind {
+    /// Came with the wallet.
+    Starter,
+    /// Given by somebody.
+    Grant,
+}
+
+/// What a grant is good for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GrantState {
+    /// Not effective yet.
+    Pending,
+    /// Can be spent.
+    Live,
+    /// Spent.
+    Used,
+    /// Too late.
+    Expired,
+}
+
+/// A grant, seen now.
+#[derive(Debug, Clone, Serialize)]
+pub struct GrantView {
+    /// Opaque.
+    pub id: String,
+    /// Where it came from.
+    pub kind: GrantKind,
+    /// What was given.
+    pub amount: Credits,
+    /// What can be spent of it, net of what is in flight.
+    pub remaining: Credits,
+    /// Held by, or debited to, requests that are not settled yet.
+    pub in_flight: Credits,
+    /// Lower burns first.
+    pub priority: i32,
+    /// From when it can be spent.
+    pub effective: Timestamp,
+    /// From when it cannot be spent any more.
+    pub expires: Option<Timestamp>,
+    /// When it was given.
+    pub created: Timestamp,
+    /// What it is good for.
+    pub state: GrantState,
+    /// What it was given for.
+    pub memo: Option<String>,
+}
+
+/// A wallet's entries over a period.
+#[derive(Debug, Clone, Serialize)]
+pub struct Statement {
+    /// Whose it is.
+    pub wallet: String,
+    /// The balance of entries before the first line.
+    pub opening: Credits,
+    /// In the order of their effect.
+    pub lines: Vec<StatementLine>,
+    /// The balance of entries after the last line: `opening` and every line's amount.
+    pub closing: Credits,
+    /// In flight now. If the period is open-ended, `closing - in_flight` is the wallet's balance.
+    pub in_flight: Credits,
+}
+
+/// What an entry was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatementKind {
+    /// The grant a wallet came with.
+    Starter,
+    /// A grant became effective.
+    Grant,
+    /// A request was settled.
+    Settle,
+    /// A grant expired with something left.
+    Expire,
+}
+
+impl StatementKind {
+    /// The name used in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            StatementKind::Starter => "starter",
+            StatementKind::Grant => "grant",
+            StatementKind::Settle => "settle",
+            StatementKind::Expire => "expire",
+        }
+    }
+}
+
+/// One entry's effect on a wallet.
+#[derive(Debug, Clone, Serialize)]
+pub struct StatementLine {
+    /// When it took effect.
+    pub date: Timestamp,
+    /// What it was for.
+    pub kind: StatementKind,
+    /// Signed: what was given is positive.
+    pub amount: Credits,
+    /// The balance of entries after it.
+    pub balance_after: Credits,
+    /// The request that was settled.
+    pub request_id: Option<String>,
+    /// What the grant was given for.
+    pub memo: Option<String>,
+}

@@ -1,0 +1,287 @@
+//! The full check: the file, the chain, the sums, and the log against them.
+
+use rusqlite::Connection;
+use serde::Serialize;
+
+use crate::chain::{self, Entry, Hash};
+use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, store};
+
+/// A file with more wrong than this is not repaired line by line.
+const PROBLEMS_MAX: usize = 100;
+
+/// What a full check found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// Entries in the chain.
+    pub entries: u64,
+    /// Wallets.
+    pub wallets: u64,
+    /// Settled requests.
+    pub requests: u64,
+    /// Requests that are not settled; those of living processes are no fault.
+    pub open_requests: u64,
+    /// The hash of the last entry in hexadecimal. Kept elsewhere, it shows later that nothing before it was rewritten.
+    pub head: String,
+    /// What is wrong, the chain's faults first, in the order of its entries; empty if nothing is.
+    pub problems: Vec<Problem>,
+    /// The mark that the ledger had.
+    #[serde(skip)]
+    pub(crate) mark_before: Option<String>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The entry it shows in, if it is one.
+    pub entry: Option<u64>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    pub fn passed(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Why the ledger may spend nothing.
+    pub(crate) fn mark(&self) -> Option<String> {
+        self.problems.first().map(|problem| match problem.entry {
+            Some(entry) => format!("entry {entry}: {}", problem.what),
+            None => problem.what.clone(),
+        })
+    }
+
+    fn add(&mut self, entry: Option<i64>, what: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem { entry: entry.map(i64::cast_unsigned), what: what.into() });
+        }
+    }
+}
+
+/// Checks one consistent state.
+pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
+    let mut report = VerifyReport {
+        entries: 0,
+        wallets: 0,
+        requests: 0,
+        open_requests: 0,
+        head: String::new(),
+        problems: Vec::new(),
+        mark_before: None,
+    };
+    for check in [check_chain, check_postings, check_grants, check_log, check_open_requests, check_file, check_schema] {
+        match check(conn, &mut report) {
+            Ok(()) => {}
+            Err(LedgerError::Corrupt { reason }) => report.add(None, reason),
+            // What cannot even be read as what it should be.
+            Err(LedgerError::Sqlite(error)) => report.add(None, error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap_or(0);
+    report.wallets = count("SELECT count(*) FROM wallet");
+    report.requests = count("SELECT count(*) FROM request_log");
+    report.open_requests = count("SELECT count(*) FROM open_request");
+    report.mark_before = conn.query_row("SELECT bad FROM meta WHERE id = 1", [], |row| row.get(0)).unwrap_or(None);
+    Ok(report)
+}
+
+/// Every entry follows from the one before, sums to zero, and the head names the last.
+fn check_chain(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let head = chain::head(conn)?;
+    let mut statement = conn.prepare(&format!("SELECT {} FROM entry ORDER BY id", chain::ENTRY_COLUMNS))?;
+    let mut rows = statement.query([])?;
+    let (mut last, mut hash, mut count) = (0_i64, chain::GENESIS, 0_i64);
+    while let Some(row) = rows.next()? {
+        let id = row.get(0)?;
+        let entry = Entry::from_row(row).map_err(LedgerError::from).and_then(|mut entry| {
+            entry.load_postings(conn)?;
+            Ok(entry)
+        });
+        match entry {
+            Ok(entry) => {
+                check_entry(&entry, last, &hash, report);
+                hash = entry.hash;
+            }
+            Err(error) => report.add(Some(id), error.to_string()),
+        }
+        last = id;
+        count += 1;
+    }
+    report.entries = count.cast_unsigned();
+    report.head = head.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    if (head.entry, head.count, head.hash) != (last, count, hash) {
+        let (named, of) = (head.entry, head.count);
+        report.add(
+            Some(last),
+            format!("the head names entry {named} of {of}, or another hash; {count} entries are there"),
+        );
+    }
+    Ok(())
+}
+
+fn check_entry(entry: &Entry, before: i64, hash_before: &Hash, report: &mut VerifyReport) {
+    let id = entry.id;
+    if id != before + 1 {
+        report.add(Some(id), format!("it follows entry {before}: entries between them are missing"));
+    }
+    if entry.prev_hash != *hash_before {
+        report.add(Some(id), "it does not continue the chain: its previous hash is another");
+    }
+    if entry.digest() != entry.hash {
+        report.add(Some(id), "it was changed: its hash is another");
+    }
+    let sum: i128 = entry.postings.iter().map(|posting| i128::from(posting.amount)).sum();
+    if sum != 0 || entry.postings.is_empty() {
+        report.add(Some(id), format!("its {} postings sum to {sum} micro-credits, not to zero", entry.postings.len()));
+    }
+    if entry.kind == "settle" && !settles(&entry.idempotency_key, entry.request_id.as_deref()) {
+        report.add(Some(id), "its idempotency key is not that of its request");
+    }
+}
+
+fn settles(key: &str, request: Option<&str>) -> bool {
+    key.strip_prefix("settle:").is_some_and(|settled| Some(settled) == request)
+}
+
+/// Wallets' postings, and only those, belong to a grant of that wallet; no posting lacks its entry.
+fn check_postings(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "SELECT p.entry FROM posting p LEFT JOIN entry e ON e.id = p.entry LEFT JOIN wallet w ON w.seq = p.account \
+         LEFT JOIN allowance g ON g.seq = p.allowance WHERE e.id IS NULL OR (w.seq IS NULL) <> (g.seq IS NULL) \
+         OR g.wallet <> p.account ORDER BY p.entry";
+    each(conn, sql, |row| {
+        report.add(row.get(0)?, "a posting of it belongs to no entry, or to another wallet's grant");
+        Ok(())
+    })
+}
+
+/// Per grant, and so per wallet: entries - in flight = what remains.
+fn check_grants(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "WITH posted AS (SELECT allowance, sum(amount) AS net, sum(max(amount, 0)) AS given FROM posting \
+         WHERE allowance IS NOT NULL GROUP BY allowance), \
+         flying AS (SELECT allowance, sum(held + debited) AS amount FROM in_flight GROUP BY allowance) \
+         SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0), coalesce(f.amount, 0) \
+         FROM allowance g LEFT JOIN posted p ON p.allowance = g.seq LEFT JOIN flying f ON f.allowance = g.seq \
+         ORDER BY g.seq";
+    each(conn, sql, |row| {
+        let (id, amount, active): (String, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (remaining, net, given, flying): (i64, i64, i64, i64) =
+            (row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?);
+        if given != if active { amount } else { 0 } {
+            report.add(None, format!("grant {id} is of {amount} micro-credits, its entries say {given}"));
+        }
+        if i128::from(net) - i128::from(flying) != i128::from(remaining) || remaining < 0 {
+            let what =
+                format!("grant {id} has {remaining} micro-credits left; its entries say {net}, {flying} in flight");
+            report.add(None, what);
+        }
+        Ok(())
+    })
+}
+
+/// Every settled request has one row in the log, which agrees with its entry and its price.
+fn check_log(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "SELECT e.id FROM entry e LEFT JOIN request_log r ON r.entry = e.id WHERE e.kind = 'settle' \
+         GROUP BY e.id HAVING count(r.seq) <> 1 ORDER BY e.id";
+    each(conn, sql, |row| {
+        report.add(row.get(0)?, "it settles a request that has not exactly one row in the log");
+        Ok(())
+    })?;
+    let sql = "WITH spent AS (SELECT entry, -sum(amount) AS amount, min(account) AS one, max(account) AS other \
+         FROM posting WHERE allowance IS NOT NULL GROUP BY entry) \
+         SELECT r.entry, r.id, r.debited, r.prompt_micro, r.cached_micro, r.output_micro, r.prompt_tokens, \
+         r.cached_tokens, r.output_tokens, r.itl, EXISTS (SELECT 1 FROM open_request o WHERE o.id = r.id), \
+         CASE WHEN r.entry IS NULL THEN r.debited = 0 ELSE e.kind IS 'settle' AND e.request_id IS r.id \
+         AND s.amount IS r.debited AND s.one IS r.wallet AND s.other IS r.wallet END \
+         FROM request_log r LEFT JOIN entry e ON e.id = r.entry LEFT JOIN spent s ON s.entry = r.entry ORDER BY r.seq";
+    each(conn, sql, |row| {
+        let (entry, id): (Option<i64>, String) = (row.get(0)?, row.get(1)?);
+        let cost = price(row, 3)?.of_request(row.get(6)?, row.get(7)?, row.get(8)?);
+        if cost != Some(Credits::from_micro(row.get(2)?)) {
+            report.add(entry, format!("the tokens of request {id} do not cost what was debited"));
+        }
+        if LatencyHistogram::from_bytes(row.get_ref(9)?.as_blob().unwrap_or_default()).is_none() {
+            report.add(entry, format!("the latencies of request {id} are unreadable"));
+        }
+        if row.get(10)? {
+            report.add(entry, format!("request {id} is settled and still open"));
+        }
+        if !row.get::<_, bool>(11)? {
+            report.add(entry, format!("the log of request {id} does not agree with its entry"));
+        }
+        Ok(())
+    })
+}
+
+/// What is in flight follows from the price and the progress.
+fn check_open_requests(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "SELECT o.id, coalesce(sum(f.held), 0), coalesce(sum(f.debited), 0), o.prompt_micro, o.cached_micro, \
+         o.output_micro, o.prompt_tokens, p.running, p.cached_tokens, p.output_tokens, total(g.wallet <> o.wallet) > 0 \
+         FROM open_request o LEFT JOIN progress p ON p.request = o.seq LEFT JOIN in_flight f ON f.request = o.seq \
+         LEFT JOIN allowance g ON g.seq = f.allowance GROUP BY o.seq ORDER BY o.seq";
+    each(conn, sql, |row| {
+        let id: String = row.get(0)?;
+        let (held, debited): (i64, i64) = (row.get(1)?, row.get(2)?);
+        let (price, prompt_tokens) = (price(row, 3)?, row.get(6)?);
+        let expected = match row.get(7)? {
+            Some(true) => price.of_request(prompt_tokens, row.get(8)?, row.get(9)?).map(|cost| (0, cost.micro())),
+            Some(false) => price.of_request(prompt_tokens, 0, 1).map(|cost| (cost.micro(), 0)),
+            None => None,
+        };
+        if expected != Some((held, debited)) || row.get(10)? {
+            report
+                .add(None, format!("what the open request {id} holds and has debited does not follow from its tokens"));
+        }
+        Ok(())
+    })
+}
+
+/// The pages, indexes, constraints and references of the file.
+fn check_file(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    each(conn, "PRAGMA integrity_check", |row| {
+        let line: String = row.get(0)?;
+        if line != "ok" {
+            report.add(None, line);
+        }
+        Ok(())
+    })?;
+    each(conn, "PRAGMA foreign_key_check", |row| {
+        let (table, parent): (String, String) = (row.get(0)?, row.get(2)?);
+        report.add(None, format!("a row of {table} refers to a row of {parent} that is missing"));
+        Ok(())
+    })
+}
+
+/// The tables and triggers are those that this version creates: none dropped, none changed.
+fn check_schema(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    if schema(conn)? != schema(&store::pristine()?)? {
+        report.add(None, "a table, index or trigger was changed, added or dropped");
+    }
+    Ok(())
+}
+
+fn schema(conn: &Connection) -> Result<Vec<(String, String, Option<String>)>> {
+    let sql = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name";
+    let mut statement = conn.prepare(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Three columns from `first` on.
+fn price(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Price> {
+    Ok(Price {
+        prompt: Credits::from_micro(row.get(first)?),
+        cached_prompt: Credits::from_micro(row.get(first + 1)?),
+        output: Credits::from_micro(row.get(first + 2)?),
+    })
+}
+
+fn each(conn: &Connection, sql: &str, mut visit: impl FnMut(&rusqlite::Row<'_>) -> Result<()>) -> Result<()> {
+    let mut statement = conn.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        visit(row)?;
+    }
+    Ok(())
+}

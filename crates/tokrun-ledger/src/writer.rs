@@ -1,0 +1,313 @@
+//! The writer: one thread a process through which everything that changes the file passes.
+//!
+//! Whatever is queued when the thread's turn comes becomes one transaction, so that one fsync pays for all of it.
+//! Each job runs in a savepoint: one that is refused leaves the others alone. Nobody hears of a job's outcome before
+//! the commit has returned.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::chain::{self, Draft};
+use crate::open_request::OpenRequest;
+use crate::place::{Place, WriteLock};
+use crate::purse::{Event, EventKind, Purse};
+use crate::recover::{self, RunLock};
+use crate::{Clock, GrantKind, LedgerError, Result, admin};
+
+/// At most one commit in this time: an fsync costs about as much, and a reader sees no difference below it.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How many jobs one transaction takes. Far more than an engine has sequences; it bounds the memory of a flood.
+const BATCH_MAX: usize = 1024;
+
+/// How often an active writer looks for requests of dead processes.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Wallets kept in memory, beyond which they are read again.
+const CACHED_WALLETS_MAX: usize = 4096;
+
+/// Called on the writer thread when the transaction is over: `Ok` once it is durable.
+pub(crate) type Finish = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Something to be done in a transaction, or refused because there is none.
+pub(crate) type Job = Box<dyn FnOnce(Result<&mut Tx<'_>>) -> Finish + Send>;
+
+/// Makes a job of `work`, which changes all it wants or nothing, and of `reply`, which hears how it ended.
+pub(crate) fn job<T: Send + 'static>(
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    reply: impl FnOnce(Result<T>) + Send + 'static,
+) -> Job {
+    Box::new(move |tx| {
+        let outcome = tx.and_then(|tx| tx.savepoint(work));
+        Box::new(move |committed| reply(committed.and(outcome)))
+    })
+}
+
+/// The open transaction, and what the writer remembers between transactions.
+pub(crate) struct Tx<'a> {
+    /// The connection that the transaction is open on.
+    pub(crate) conn: &'a Connection,
+    /// The time of this commit: grants are judged with it.
+    pub(crate) now_us: i64,
+    /// This process in the rows of its requests.
+    pub(crate) owner: &'a str,
+    pub(crate) cache: &'a mut Cache,
+    /// Why this transaction cannot be committed any more.
+    failed: Option<LedgerError>,
+}
+
+/// What was read from the file, as long as nobody else has changed it.
+#[derive(Default)]
+pub(crate) struct Cache {
+    /// SQLite's count of other connections' commits when this was read.
+    data_version: Option<i64>,
+    pub(crate) meta: Meta,
+    pub(crate) requests: HashMap<String, OpenRequest>,
+    pub(crate) purses: HashMap<i64, Purse>,
+}
+
+/// The modes of the ledger.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meta {
+    pub(crate) service: bool,
+    pub(crate) bad: Option<String>,
+}
+
+impl Cache {
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.data_version = None;
+        self.requests.clear();
+        self.purses.clear();
+    }
+}
+
+impl Tx<'_> {
+    /// Runs `work` all or nothing.
+    pub(crate) fn savepoint<T>(&mut self, work: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let outcome = run(self.conn, "SAVEPOINT job").and_then(|()| work(self));
+        let ended = match &outcome {
+            Ok(_) => run(self.conn, "RELEASE job"),
+            Err(_) => {
+                self.cache.clear();
+                self.refresh_if_open(run(self.conn, "ROLLBACK TO job").and_then(|()| run(self.conn, "RELEASE job")))
+            }
+        };
+        // A full disk or a broken one ends the whole transaction, not just this job.
+        if self.conn.is_autocommit() || ended.is_err() {
+            let error = outcome.as_ref().err().cloned().or(ended.err()).unwrap_or(LedgerError::Busy);
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
+        outcome
+    }
+
+    /// Refuses to go on with a ledger that is marked bad.
+    pub(crate) fn check_good(&self) -> Result<()> {
+        match &self.cache.meta.bad {
+            Some(reason) => Err(LedgerError::Bad { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The purse of a wallet, as of now. Put it back with [`Tx::keep_purse`]; a job that fails just drops it.
+    pub(crate) fn take_purse(&mut self, wallet: i64) -> Result<Purse> {
+        let mut purse = match self.cache.purses.remove(&wallet) {
+            Some(purse) => purse,
+            None => Purse::load(self.conn, wallet)?,
+        };
+        for event in purse.pass_time(self.now_us) {
+            self.write_event(wallet, &purse, &event, None)?;
+        }
+        Ok(purse)
+    }
+
+    /// Remembers a purse. Its changes are written by [`Tx::save_purse`], or by whoever keeps it.
+    pub(crate) fn keep_purse(&mut self, wallet: i64, purse: Purse) {
+        self.cache.purses.insert(wallet, purse);
+    }
+
+    /// Writes a purse's changes and remembers it.
+    pub(crate) fn save_purse(&mut self, wallet: i64, mut purse: Purse) -> Result<()> {
+        purse.save(self.conn)?;
+        self.keep_purse(wallet, purse);
+        Ok(())
+    }
+
+    /// Writes the entry of a grant that became effective or expired. `request` tells money that came back too late from
+    /// the request of that name apart from the expiry itself.
+    pub(crate) fn write_event(&self, wallet: i64, purse: &Purse, event: &Event, request: Option<&str>) -> Result<()> {
+        let grant = &purse.grants[event.grant];
+        let (kind, other, signed) = match event.kind {
+            EventKind::Activate if grant.kind == GrantKind::Starter => ("starter", chain::ISSUED, event.amount),
+            EventKind::Activate => ("grant", chain::ISSUED, event.amount),
+            EventKind::Expire => ("expire", chain::EXPIRED, -event.amount),
+        };
+        let memo = match event.kind {
+            EventKind::Activate => self.memo_digest(grant.seq)?,
+            EventKind::Expire => None,
+        };
+        let mut key = format!("{kind}:{}", grant.id);
+        if let Some(request) = request {
+            key = format!("{key}:{request}");
+        }
+        let draft = Draft {
+            kind,
+            idempotency_key: &key,
+            created_us: self.now_us,
+            effective_us: event.at_us,
+            request_id: request,
+            memo_digest: memo,
+            postings: &[(other, None, -signed), (wallet, Some(grant.seq), signed)],
+        };
+        chain::append(self.conn, &draft)?;
+        Ok(())
+    }
+
+    fn memo_digest(&self, grant: i64) -> Result<Option<chain::Hash>> {
+        let mut statement = self.conn.prepare_cached("SELECT salt, text FROM memo WHERE allowance = ?1")?;
+        let memo = statement.query_row([grant], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?)));
+        Ok(memo.optional()?.map(|(salt, text)| chain::salted(&salt, &text)))
+    }
+
+    /// Forgets what others may have changed since the last transaction.
+    fn refresh(&mut self) -> Result<()> {
+        let version = self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        if self.cache.data_version != Some(version) || self.cache.purses.len() > CACHED_WALLETS_MAX {
+            self.cache.clear();
+            self.cache.meta = self
+                .conn
+                .prepare_cached("SELECT service, bad FROM meta WHERE id = 1")?
+                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)? }))?;
+            self.cache.data_version = Some(version);
+        }
+        Ok(())
+    }
+
+    fn refresh_if_open(&mut self, rolled_back: Result<()>) -> Result<()> {
+        rolled_back.and_then(|()| self.refresh())
+    }
+}
+
+/// The writer thread's state.
+pub(crate) struct Writer {
+    pub(crate) conn: Connection,
+    pub(crate) place: Place,
+    pub(crate) lock: Arc<WriteLock>,
+    pub(crate) run_lock: RunLock,
+    pub(crate) clock: Clock,
+    pub(crate) cache: Cache,
+    /// `None`: not yet.
+    pub(crate) last_recovery: Option<Instant>,
+}
+
+impl Writer {
+    /// The first transaction: marks a ledger that contradicts itself, or else settles what dead processes left. If that
+    /// cannot be written now, on a full disk say, a later transaction will.
+    pub(crate) fn start(&mut self, contradiction: Option<String>) -> Result<()> {
+        let Some(reason) = contradiction else {
+            self.transaction(|_| {}).ok();
+            return Ok(());
+        };
+        self.last_recovery = Some(Instant::now());
+        let mut marked = Ok(());
+        let committed = self.transaction(|tx| {
+            marked = tx.savepoint(|tx| match tx.cache.meta.bad {
+                Some(_) => Ok(()),
+                None => admin::set_bad(tx, Some(reason)),
+            });
+        });
+        committed.and(marked)
+    }
+
+    /// Works until every sender is gone.
+    pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
+        let mut next_commit = Instant::now();
+        while let Ok(first) = jobs.recv() {
+            let mut batch = vec![first];
+            gather(jobs, &mut batch, next_commit);
+            next_commit = Instant::now() + COMMIT_INTERVAL;
+            self.commit(batch);
+        }
+        self.close();
+    }
+
+    /// Runs a batch in one transaction, makes it durable, and tells everybody.
+    pub(crate) fn commit(&mut self, batch: Vec<Job>) {
+        let mut finishes = Vec::with_capacity(batch.len());
+        let outcome = self.transaction(|tx| finishes.extend(batch.into_iter().map(|job| job(Ok(tx)))));
+        for finish in finishes {
+            finish(outcome.clone());
+        }
+    }
+
+    /// Runs `work` between BEGIN and COMMIT, in this process's turn. If the transaction cannot even begin, `work` still
+    /// runs, and each of its savepoints fails with the reason.
+    fn transaction(&mut self, work: impl FnOnce(&mut Tx<'_>)) -> Result<()> {
+        let lock = Arc::clone(&self.lock);
+        let turn = lock.hold();
+        let begun = turn.as_ref().map(|_| ()).map_err(Clone::clone).and_then(|()| run(&self.conn, "BEGIN IMMEDIATE"));
+        let mut tx = Tx {
+            conn: &self.conn,
+            now_us: (self.clock)(),
+            owner: &self.run_lock.owner,
+            cache: &mut self.cache,
+            failed: None,
+        };
+        tx.failed = begun.and_then(|()| tx.refresh()).err();
+        let dead = if self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL) {
+            self.last_recovery = Some(Instant::now());
+            recover::settle_dead(&mut tx, &self.place)
+        } else {
+            Vec::new()
+        };
+        work(&mut tx);
+        let outcome = match tx.failed.take() {
+            Some(error) => Err(error),
+            None => run(&self.conn, "COMMIT"),
+        };
+        if outcome.is_err() {
+            self.cache.clear();
+            if !self.conn.is_autocommit() {
+                run(&self.conn, "ROLLBACK").ok();
+            }
+        } else {
+            recover::bury(dead);
+        }
+        outcome
+    }
+
+    /// Settles what this process left open, and lets go of the file in its turn, because SQLite folds the log into the
+    /// file when the last one leaves.
+    fn close(mut self) {
+        let _settled = self.transaction(|tx| {
+            recover::settle_own(tx).ok();
+        });
+        let turn = self.lock.hold();
+        self.conn.close().ok();
+        drop(turn);
+        self.run_lock.release();
+    }
+}
+
+/// Waits until the next commit is due, and takes all that came until then.
+fn gather(jobs: &Receiver<Job>, batch: &mut Vec<Job>, due: Instant) {
+    while batch.len() < BATCH_MAX {
+        match jobs.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(job) => batch.push(job),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn run(conn: &Connection, sql: &str) -> Result<()> {
+    conn.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}
