@@ -34,7 +34,7 @@ pub struct Entry {
     pub aliases: Vec<String>,
     /// What people call it.
     pub title: String,
-    /// The decoder family, as the model's own files spell it: `llama`, `qwen3`.
+    /// The decoder family: `llama`, `qwen3`.
     pub architecture: String,
     /// One GGUF file, or a directory of safetensors.
     pub format: Format,
