@@ -28,7 +28,8 @@ impl LatencyHistogram {
 
     /// Adds one latency; below 1 µs counts as 1 µs, above a day as a day.
     pub fn record(&mut self, latency_us: u64) {
-        self.0.saturating_record(latency_us.clamp(1, MAX_US));
+        // Not its saturating sibling, which does not resize.
+        self.0.record(latency_us.clamp(1, MAX_US)).expect("it resizes itself");
     }
 
     /// Adds everything that `other` holds.
@@ -90,10 +91,20 @@ mod tests {
     }
 
     #[test]
+    fn slow_and_fast_are_told_apart() {
+        let histogram = LatencyHistogram::from_iter([10, 20_000, 40_000_000]);
+        for (quantile, us) in [(0.3, 10), (0.6, 20_000), (1.0, 40_000_000)] {
+            let found: u64 = histogram.quantile_us(quantile).unwrap();
+            assert!(found.abs_diff(us) <= us / 1000, "{found} for {us}");
+        }
+    }
+
+    #[test]
     fn hostile_values_cost_nothing() {
         let mut histogram = LatencyHistogram::from_iter([0, u64::MAX]);
         histogram.merge(&LatencyHistogram::new());
         assert_eq!(histogram.count(), 2);
+        assert!(histogram.quantile_us(1.0).is_some_and(|us| us.abs_diff(MAX_US) <= MAX_US / 1000));
         assert!(LatencyHistogram::from_bytes(&histogram.to_bytes()).is_some());
         assert_eq!(LatencyHistogram::new().quantile_us(0.5), None);
         for bytes in [&b""[..], b"not a histogram", &[0x1c; 64]] {

@@ -1,0 +1,300 @@
+//! Files that are damaged, forged, foreign, newer, or that cannot be written.
+
+use std::fs;
+use std::path::Path;
+
+use tokrun_ledger::{Credits, FinishReason, GrantRequest, Ledger, LedgerError, VerifyReport};
+
+use crate::common::{
+    Home, admission, at, balance, credits, debit, debit_all, first_debit, fund, next_debit, settle, snapshot, verify,
+};
+
+/// A ledger with some history: three grants, two settled requests, one that is open.
+fn with_history(home: &Home) -> Ledger {
+    let ledger = home.open();
+    fund(&ledger, "ada", 100);
+    fund(&ledger, "bob", 50);
+    let expires = Some(at(home.now_us() + 1_000_000));
+    ledger.grant(GrantRequest { expires, ..GrantRequest::new("bob", credits(7)) }).unwrap();
+    for (id, wallet) in [("r1", "ada"), ("r2", "bob")] {
+        ledger.admit(admission(id, wallet, 5)).unwrap();
+        debit(&ledger, first_debit(id, 1, 4));
+        settle(&ledger, id, FinishReason::Stop).unwrap();
+    }
+    ledger.admit(admission("open", "ada", 5)).unwrap();
+    debit(&ledger, first_debit("open", 0, 2));
+    verify(&ledger);
+    ledger
+}
+
+/// Copies of one ledger, which is quicker than to make each anew. Its processes live as far as the copies can see.
+struct Original {
+    home: Home,
+    _ledger: Ledger,
+}
+
+impl Original {
+    fn new() -> Original {
+        let home = Home::new();
+        let ledger = with_history(&home);
+        ledger.backup(&home.directory.path().join("backup.db")).unwrap();
+        Original { home, _ledger: ledger }
+    }
+
+    fn copy(&self) -> (Home, Vec<fs::File>) {
+        let copy = Home::new();
+        fs::copy(self.home.directory.path().join("backup.db"), copy.path()).unwrap();
+        let run = copy.directory.path().join("run");
+        fs::create_dir(&run).unwrap();
+        let owners = fs::read_dir(self.home.directory.path().join("run")).unwrap();
+        let lock = |owner: fs::DirEntry| {
+            let file = fs::File::create(run.join(owner.file_name())).unwrap();
+            file.lock().unwrap();
+            file
+        };
+        let locks = owners.map(|owner| lock(owner.unwrap())).collect();
+        (copy, locks)
+    }
+}
+
+/// Applies `sql` behind the ledger's back.
+fn tamper(home: &Home, sql: &str) {
+    let conn = home.sql();
+    // Whoever tampers is not held up by triggers, checks or references.
+    conn.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF").unwrap();
+    let triggers: Vec<(String, String)> = conn
+        .prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    for (name, _) in &triggers {
+        conn.execute_batch(&format!("DROP TRIGGER {name}")).unwrap();
+    }
+    conn.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    for (_, trigger) in &triggers {
+        conn.execute_batch(trigger).unwrap();
+    }
+}
+
+/// Every way to spend or to give answers that the ledger is bad, and changes nothing.
+fn assert_refuses_to_spend(ledger: &Ledger, sql: &str) {
+    let bad = |error: &LedgerError| matches!(error, LedgerError::Bad { .. });
+    assert!(ledger.admit(admission("next", "bob", 1)).is_err_and(|error| bad(&error)), "{sql}");
+    assert!(debit_all(ledger, vec![next_debit("open", 1)]).is_err_and(|error| bad(&error)), "{sql}");
+    assert!(ledger.grant(GrantRequest::new("bob", credits(1))).is_err_and(|error| bad(&error)), "{sql}");
+    assert!(settle(ledger, "open", FinishReason::Stop).is_err_and(|error| bad(&error)), "{sql}");
+}
+
+#[test]
+fn every_change_of_the_history_is_found_and_named() {
+    // What is done, and the entry that verify must name (none: what is wrong is no entry).
+    let forgeries: &[(&str, Option<u64>)] = &[
+        ("UPDATE entry SET created_us = created_us + 1 WHERE id = 2", Some(2)),
+        ("UPDATE entry SET effective_us = effective_us - 1 WHERE id = 1", Some(1)),
+        ("UPDATE entry SET kind = 'starter' WHERE id = 1", Some(1)),
+        ("UPDATE entry SET request_id = 'r9' WHERE id = 4", Some(4)),
+        ("UPDATE entry SET idempotency_key = 'settle:r9' WHERE id = 4", Some(4)),
+        ("UPDATE entry SET memo_digest = zeroblob(32) WHERE id = 3", Some(3)),
+        ("UPDATE entry SET hash = zeroblob(32) WHERE id = 3", Some(3)),
+        ("UPDATE entry SET prev_hash = zeroblob(32) WHERE id = 3", Some(3)),
+        ("UPDATE entry SET hash = x'00' WHERE id = 5", Some(5)),
+        ("DELETE FROM posting WHERE entry = 2; DELETE FROM entry WHERE id = 2", Some(3)),
+        ("DELETE FROM posting WHERE entry = 5; DELETE FROM entry WHERE id = 5", Some(4)),
+        ("DELETE FROM posting WHERE entry = 2", Some(2)),
+        ("UPDATE posting SET amount = amount * 2 WHERE entry = 1", Some(1)),
+        ("UPDATE posting SET amount = amount + 1 WHERE entry = 4 AND line = 0", Some(4)),
+        ("UPDATE posting SET account = 3 WHERE entry = 4 AND account = 2", Some(4)),
+        ("UPDATE posting SET line = 7 - line WHERE entry = 4", Some(4)),
+        ("UPDATE posting SET entry = 1, line = 9 WHERE entry = 2 AND line = 1", Some(1)),
+        ("UPDATE head SET hash = zeroblob(32)", Some(5)),
+        ("UPDATE head SET entry = 4", Some(5)),
+        ("UPDATE head SET count = 4", Some(5)),
+        ("DELETE FROM head", None),
+        ("UPDATE allowance SET remaining = remaining + 1 WHERE seq = 1", None),
+        ("UPDATE allowance SET amount = amount + 1 WHERE seq = 1", None),
+        ("UPDATE allowance SET wallet = 4 WHERE seq = 2", Some(2)),
+        ("DELETE FROM allowance WHERE seq = 2", Some(2)),
+        ("UPDATE in_flight SET debited = debited - 1", None),
+        ("DELETE FROM in_flight", None),
+        ("UPDATE progress SET output_tokens = output_tokens + 1", None),
+        ("UPDATE open_request SET prompt_tokens = prompt_tokens - 1", None),
+        ("UPDATE open_request SET output_micro = 0", None),
+        ("UPDATE request_log SET output_tokens = output_tokens + 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET debited = debited + 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET wallet = 5 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET id = 'r9' WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET entry = NULL WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET itl = x'0102' WHERE id = 'r1'", Some(4)),
+        ("DELETE FROM request_log WHERE id = 'r2'", Some(5)),
+        ("DROP INDEX request_log_ended", None),
+        ("DROP TABLE idempotency", None),
+        ("CREATE TRIGGER gift AFTER INSERT ON entry BEGIN UPDATE meta SET service = 0; END", None),
+    ];
+    let original = Original::new();
+    for &(sql, named) in forgeries {
+        let (home, _locks) = original.copy();
+        let ledger = home.open();
+        tamper(&home, sql);
+        let report: VerifyReport = ledger.verify().unwrap();
+        let first = report.problems.first().unwrap_or_else(|| panic!("not found: {sql}"));
+        assert_eq!(first.entry, named, "{sql}: {:#?}", report.problems);
+        assert_refuses_to_spend(&ledger, sql);
+        assert!(ledger.health().is_err() || ledger.health().unwrap().bad.is_some(), "{sql}");
+    }
+}
+
+#[test]
+fn the_quick_check_of_a_start_finds_a_forged_end() {
+    let original = Original::new();
+    for sql in [
+        "UPDATE head SET hash = zeroblob(32)",
+        "UPDATE head SET count = 4",
+        "UPDATE posting SET amount = amount * 2 WHERE entry = 5",
+        "UPDATE entry SET request_id = 'r9' WHERE id = 5",
+        "DELETE FROM posting WHERE entry = 5; DELETE FROM entry WHERE id = 5",
+    ] {
+        let (home, locks) = original.copy();
+        let ledger = home.open();
+        tamper(&home, sql);
+        drop(locks);
+        let heir = home.open();
+        assert_refuses_to_spend(&heir, sql);
+        assert_eq!(heir.health().unwrap().open_requests, 1, "nothing is settled on a bad ledger: {sql}");
+        // Whoever had it open already learns it from the mark.
+        assert_refuses_to_spend(&ledger, sql);
+    }
+}
+
+#[test]
+fn the_mark_stays_until_a_check_passes() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    let forge = "UPDATE allowance SET remaining = remaining + 1000000 WHERE seq = 1";
+    tamper(&home, forge);
+    assert!(!ledger.verify().unwrap().passed());
+    assert_eq!(home.open().health().unwrap().bad, ledger.health().unwrap().bad);
+    tamper(&home, "UPDATE allowance SET remaining = remaining - 1000000 WHERE seq = 1");
+    assert_refuses_to_spend(&ledger, "repaired, but not verified");
+    verify(&ledger);
+    assert_eq!(ledger.health().unwrap().bad, None);
+    assert_eq!(debit(&ledger, next_debit("open", 1)).granted, 1);
+    settle(&ledger, "open", FinishReason::Stop).unwrap();
+    verify(&ledger);
+}
+
+#[test]
+fn the_file_itself_forbids_rewriting_history() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    let conn = home.sql();
+    for sql in [
+        "UPDATE entry SET kind = 'grant'",
+        "DELETE FROM entry",
+        "UPDATE posting SET amount = 1",
+        "DELETE FROM posting",
+        "UPDATE request_log SET debited = 0",
+        "DELETE FROM request_log",
+        "DELETE FROM head",
+        "UPDATE allowance SET remaining = -1",
+        "UPDATE allowance SET remaining = amount + 1",
+        "INSERT INTO entry SELECT 9, kind, idempotency_key, 0, 0, NULL, NULL, prev_hash, hash FROM entry WHERE id = 1",
+    ] {
+        assert!(conn.execute_batch(sql).is_err(), "{sql}");
+    }
+    verify(&ledger);
+}
+
+#[test]
+fn what_is_no_ledger_is_left_alone() {
+    let foreign = |path: &Path| {
+        let conn = rusqlite::Connection::open(path).unwrap();
+        conn.execute_batch("CREATE TABLE song (title TEXT); INSERT INTO song VALUES ('x')").unwrap();
+    };
+    let garbage = |path: &Path| fs::write(path, b"all work and no play".repeat(1000)).unwrap();
+    let empty = |path: &Path| fs::write(path, b"").unwrap();
+    let log_alone = |path: &Path| fs::write(path.with_extension("db-wal"), b"somebody's commits").unwrap();
+    let makers: [&dyn Fn(&Path); 4] = [&foreign, &garbage, &empty, &log_alone];
+    for (index, make) in makers.iter().enumerate() {
+        let home = Home::new();
+        make(&home.path());
+        let before = snapshot(home.directory.path());
+        for outcome in [Ledger::open(&home.path()), Ledger::open_read_only(&home.path())] {
+            assert!(matches!(outcome, Err(LedgerError::NotALedger { .. })), "{index}: {outcome:?}");
+        }
+        assert!(snapshot(home.directory.path()) == before, "{index}");
+    }
+    let home = Home::new();
+    assert!(matches!(Ledger::open(home.directory.path()), Err(LedgerError::NotALedger { .. })), "a directory");
+    assert!(matches!(Ledger::open_read_only(&home.path()), Err(LedgerError::NotALedger { .. })), "nothing at all");
+    assert!(!home.path().exists());
+}
+
+#[test]
+fn a_newer_ledger_is_left_alone() {
+    let home = Home::new();
+    drop(with_history(&home));
+    let known: i64 = home.sql().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    home.sql().pragma_update(None, "user_version", known + 1).unwrap();
+    let before = snapshot(home.directory.path());
+    for outcome in [Ledger::open(&home.path()), Ledger::open_read_only(&home.path())] {
+        match outcome {
+            Err(error @ LedgerError::NewerSchema { .. }) => assert!(error.to_string().contains("upgrade"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(snapshot(home.directory.path()) == before);
+}
+
+#[test]
+fn a_truncated_ledger_is_found_out_wherever_it_is_cut() {
+    let home = Home::new();
+    drop(with_history(&home));
+    let whole = fs::read(home.path()).unwrap();
+    let pages = whole.len() / 4096;
+    assert!(pages > 10, "{pages} pages");
+    for kept in [100, 4096, 4096 * (pages / 2), 4096 * (pages - 1), whole.len() - 1] {
+        fs::write(home.path(), &whole[..kept]).unwrap();
+        let outcome = Ledger::open(&home.path());
+        assert!(
+            matches!(outcome, Err(LedgerError::Corrupt { .. } | LedgerError::NotALedger { .. })),
+            "{kept} bytes: {outcome:?}"
+        );
+        assert!(fs::read(home.path()).unwrap() == whole[..kept], "it is left as it was");
+    }
+}
+
+#[test]
+fn flipped_bits_are_found() {
+    let home = Home::new();
+    drop(with_history(&home));
+    let whole = fs::read(home.path()).unwrap();
+    // Inside the text of an entry, wherever SQLite put it.
+    let found = whole.windows(9).position(|bytes| bytes == b"settle:r1").expect("the entry's key is in the file");
+    let mut flipped = whole.clone();
+    flipped[found + 8] ^= 0x02;
+    fs::write(home.path(), flipped).unwrap();
+    let ledger = home.open();
+    let report = ledger.verify().unwrap();
+    assert!(!report.passed());
+    assert!(matches!(ledger.admit(admission("next", "bob", 1)), Err(LedgerError::Bad { .. })));
+}
+
+#[test]
+fn a_ledger_on_a_disk_that_cannot_be_written_can_be_read() {
+    // The kernel's own directories refuse files even to the superuser.
+    for path in ["/proc/tokrun/ledger.db", "/sys/tokrun/ledger.db"] {
+        let outcome = Ledger::open(Path::new(path));
+        assert!(matches!(outcome, Err(LedgerError::ReadOnly { .. } | LedgerError::Io { .. })), "{outcome:?}");
+    }
+    let home = Home::new();
+    let ledger = with_history(&home);
+    let reader = Ledger::open_read_only(&home.path()).unwrap();
+    assert_eq!(reader.wallets().unwrap().len(), 2);
+    assert!(reader.statement("ada", None, None).unwrap().closing > Credits::ZERO);
+    assert!(matches!(reader.admit(admission("next", "ada", 1)), Err(LedgerError::ReadOnly { .. })));
+    assert!(debit_all(&reader, vec![next_debit("open", 1)]).is_err());
+    debit(&ledger, next_debit("open", 3));
+    assert_eq!(balance(&reader, "ada"), balance(&ledger, "ada"), "it follows the writer");
+}

@@ -1,0 +1,7 @@
+//! The ledger from outside: its own API, other processes, and people who write to its file.
+
+mod allowance;
+mod common;
+mod damage;
+mod model;
+mod processes;

@@ -1,0 +1,434 @@
+//! Random histories against the rules written down a second time, as plainly as possible: no SQL, no caches, no locks.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+
+use proptest::prelude::*;
+use tokrun_ledger::{
+    Admission, Admitted, Credits, Debit, Debited, FinishReason, GrantRequest, Ledger, LedgerError, Price, PromptDebit,
+    Result, Settled, Settlement,
+};
+
+use crate::common::{Home, admission, at, verify};
+
+const WALLETS: [&str; 3] = ["ada", "bob", "eve"];
+
+/// In micro-credits: whole tokens, odd ones, dear ones, free ones.
+const PRICES: [(i64, i64, i64); 4] =
+    [(1_000_000, 1_000_000, 1_000_000), (333, 100, 777_777), (2, 0, 3_000_000), (0, 0, 0)];
+
+#[derive(Debug, Clone)]
+enum Op {
+    Grant {
+        wallet: usize,
+        micro: i64,
+        priority: i32,
+        delay_s: i64,
+        life_s: Option<i64>,
+    },
+    Admit {
+        wallet: usize,
+        prompt: u64,
+        price: usize,
+    },
+    /// Of requests by their place among all admitted ones; `None` for the prompt where it is due.
+    Debit(Vec<(usize, u32, u64)>),
+    Settle(usize),
+    Freeze {
+        wallet: usize,
+        frozen: bool,
+    },
+    Pass(i64),
+    /// Everybody dies, somebody else opens the ledger.
+    Crash,
+    /// Somebody else commits in between, so that nothing remembered is valid.
+    Interfere,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let micro = prop_oneof![(1..40_i64).prop_map(|credits| credits * 1_000_000), 1..5_000_000_i64];
+    let grant = (0..3_usize, micro, -1..2_i32, prop_oneof![3 => Just(0), 1 => 1..20_i64], prop::option::of(1..60_i64))
+        .prop_map(|(wallet, micro, priority, delay_s, life_s)| Op::Grant { wallet, micro, priority, delay_s, life_s });
+    let admit =
+        (0..3_usize, 0..12_u64, 0..4_usize).prop_map(|(wallet, prompt, price)| Op::Admit { wallet, prompt, price });
+    let debit = prop::collection::vec((any::<prop::sample::Index>(), 0..9_u32, 0..12_u64), 1..5).prop_map(|debits| {
+        Op::Debit(debits.into_iter().map(|(which, tokens, cached)| (which.index(1000), tokens, cached)).collect())
+    });
+    prop_oneof![
+        4 => grant,
+        6 => admit,
+        12 => debit,
+        4 => (0..1000_usize).prop_map(Op::Settle),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
+        4 => (1..25_i64).prop_map(Op::Pass),
+        1 => Just(Op::Crash),
+        1 => Just(Op::Interfere),
+    ]
+}
+
+/// What a request has taken of a grant.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Taken {
+    held: i64,
+    debited: i64,
+}
+
+#[derive(Debug)]
+struct Grant {
+    wallet: usize,
+    amount: i64,
+    remaining: i64,
+    priority: i32,
+    effective_us: i64,
+    expires_us: i64,
+    expired: i64,
+    settled: i64,
+}
+
+#[derive(Debug)]
+struct Request {
+    wallet: usize,
+    prompt: u64,
+    cached: u64,
+    output: u64,
+    price: Price,
+    running: bool,
+    taken: BTreeMap<usize, Taken>,
+    settled: Option<FinishReason>,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    now_us: i64,
+    grants: Vec<Grant>,
+    frozen: [bool; 3],
+    requests: Vec<Request>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Refusal {
+    Frozen,
+    Exhausted { needed: i64, balance: i64 },
+}
+
+impl Model {
+    /// Grants in the order in which they burn. Ages are places in the list.
+    fn burning(&self, wallet: usize) -> Vec<usize> {
+        let live = |grant: &Grant| {
+            grant.wallet == wallet && grant.effective_us <= self.now_us && self.now_us < grant.expires_us
+        };
+        let mut order: Vec<usize> = (0..self.grants.len()).filter(|&index| live(&self.grants[index])).collect();
+        order.sort_by_key(|&index| (self.grants[index].priority, self.grants[index].expires_us, index));
+        order
+    }
+
+    fn balance(&self, wallet: usize) -> i64 {
+        self.burning(wallet).into_iter().map(|index| self.grants[index].remaining).sum()
+    }
+
+    fn pass(&mut self, seconds: i64) {
+        self.now_us += seconds * 1_000_000;
+        for grant in &mut self.grants {
+            if grant.expires_us <= self.now_us {
+                grant.expired += std::mem::take(&mut grant.remaining);
+            }
+        }
+    }
+
+    fn grant(&mut self, wallet: usize, amount: i64, priority: i32, effective_us: i64, expires_us: i64) {
+        let (remaining, expired, settled) = (amount, 0, 0);
+        let grant = Grant { wallet, amount, remaining, priority, effective_us, expires_us, expired, settled };
+        self.grants.push(grant);
+    }
+
+    fn take(&mut self, wallet: usize, mut amount: i64) -> Vec<(usize, i64)> {
+        assert!(amount <= self.balance(wallet));
+        let mut parts = Vec::new();
+        for index in self.burning(wallet) {
+            let part = amount.min(self.grants[index].remaining);
+            self.grants[index].remaining -= part;
+            amount -= part;
+            if part > 0 {
+                parts.push((index, part));
+            }
+        }
+        parts
+    }
+
+    fn admit(&mut self, wallet: usize, prompt: u64, price: Price) -> Result<i64, Refusal> {
+        let needed = price.of_request(prompt, 0, 1).unwrap().micro();
+        if self.frozen[wallet] {
+            return Err(Refusal::Frozen);
+        }
+        if self.balance(wallet) < needed {
+            return Err(Refusal::Exhausted { needed, balance: self.balance(wallet) });
+        }
+        let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
+        for (grant, held) in self.take(wallet, needed) {
+            taken.insert(grant, Taken { held, debited: 0 });
+        }
+        let (cached, output, running, settled) = (0, 0, false, None);
+        self.requests.push(Request { wallet, prompt, cached, output, price, running, taken, settled });
+        Ok(needed)
+    }
+
+    /// Tokens granted, one at a time.
+    fn debit(&mut self, id: usize, asked: u32, cached: Option<u64>) -> u32 {
+        if let Some(cached) = cached {
+            let request = &mut self.requests[id];
+            (request.running, request.cached) = (true, cached);
+            let cost = request.price.of_prompt(request.prompt, cached).unwrap().micro();
+            self.draw_hold(id, cost);
+        }
+        let mut granted = 0;
+        while granted < asked && self.pay_token(id) {
+            granted += 1;
+        }
+        if cached.is_some() {
+            self.release(id);
+        }
+        granted
+    }
+
+    fn pay_token(&mut self, id: usize) -> bool {
+        let (wallet, price) = (self.requests[id].wallet, self.requests[id].price.output.micro());
+        let held: i64 = self.requests[id].taken.values().map(|taken| taken.held).sum();
+        if held + self.balance(wallet) < price {
+            return false;
+        }
+        let out_of_hold = held.min(price);
+        self.draw_hold(id, out_of_hold);
+        for (grant, part) in self.take(wallet, price - out_of_hold) {
+            self.requests[id].taken.entry(grant).or_default().debited += part;
+        }
+        self.requests[id].output += 1;
+        true
+    }
+
+    fn draw_hold(&mut self, id: usize, mut amount: i64) {
+        let mut order: Vec<usize> = self.requests[id].taken.keys().copied().collect();
+        order.sort_by_key(|&index| (self.grants[index].priority, self.grants[index].expires_us, index));
+        for index in order {
+            let taken = self.requests[id].taken.get_mut(&index).unwrap();
+            let part = amount.min(taken.held);
+            taken.held -= part;
+            taken.debited += part;
+            amount -= part;
+        }
+        assert_eq!(amount, 0);
+    }
+
+    fn release(&mut self, id: usize) {
+        for (&index, taken) in &mut self.requests[id].taken {
+            let held = std::mem::take(&mut taken.held);
+            let grant = &mut self.grants[index];
+            if grant.expires_us <= self.now_us {
+                grant.expired += held;
+            } else {
+                grant.remaining += held;
+            }
+        }
+    }
+
+    fn settle(&mut self, id: usize, reason: FinishReason) {
+        self.release(id);
+        for (index, taken) in std::mem::take(&mut self.requests[id].taken) {
+            self.grants[index].settled += taken.debited;
+            // Kept for the sum, with nothing in flight any more.
+            self.requests[id].taken.insert(index, Taken { held: 0, debited: taken.debited });
+        }
+        self.requests[id].settled = Some(reason);
+    }
+
+    fn in_flight(&self, grant: usize) -> i64 {
+        let open = self.requests.iter().filter(|request| request.settled.is_none());
+        open.filter_map(|request| request.taken.get(&grant)).map(|taken| taken.held + taken.debited).sum()
+    }
+
+    fn debited(&self, id: usize) -> i64 {
+        self.requests[id].taken.values().map(|taken| taken.debited).sum()
+    }
+}
+
+/// The ledger and its model, side by side.
+struct Pair {
+    home: Home,
+    ledger: Ledger,
+    model: Model,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let home = Home::new();
+        let ledger = home.open();
+        for wallet in WALLETS {
+            ledger.create_wallet(wallet, None).unwrap();
+        }
+        let model = Model { now_us: home.now_us(), ..Model::default() };
+        Pair { home, ledger, model }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Grant { wallet, micro, priority, delay_s, life_s } => {
+                self.grant(wallet, micro, priority, delay_s, life_s)
+            }
+            Op::Admit { wallet, prompt, price } => self.admit(wallet, prompt, price),
+            Op::Debit(ref debits) => self.debit(debits),
+            Op::Settle(which) => self.settle(which),
+            Op::Freeze { wallet, frozen } => {
+                let name = WALLETS[wallet];
+                if frozen { self.ledger.freeze(name) } else { self.ledger.thaw(name) }.unwrap();
+                self.model.frozen[wallet] = frozen;
+            }
+            Op::Pass(seconds) => {
+                self.home.pass(seconds);
+                self.model.pass(seconds);
+            }
+            Op::Crash => {
+                self.home.bury_everybody();
+                self.ledger = self.home.open();
+                for id in self.open_requests() {
+                    self.model.settle(id, FinishReason::Crashed);
+                }
+            }
+            Op::Interfere => drop(self.home.open().freeze(WALLETS[0]).and_then(|view| {
+                let other = self.home.open();
+                if self.model.frozen[0] { Ok(view) } else { other.thaw(WALLETS[0]) }
+            })),
+        }
+    }
+
+    fn open_requests(&self) -> Vec<usize> {
+        let open = |id: &usize| self.model.requests[*id].settled.is_none();
+        (0..self.model.requests.len()).filter(open).collect()
+    }
+
+    fn grant(&mut self, wallet: usize, micro: i64, priority: i32, delay_s: i64, life_s: Option<i64>) {
+        let effective_us = self.model.now_us + delay_s * 1_000_000;
+        let expires_us = life_s.map(|life_s| effective_us + life_s * 1_000_000);
+        let request = GrantRequest {
+            priority,
+            effective: (delay_s > 0).then(|| at(effective_us)),
+            expires: expires_us.map(at),
+            ..GrantRequest::new(WALLETS[wallet], Credits::from_micro(micro))
+        };
+        self.ledger.grant(request).unwrap();
+        self.model.grant(wallet, micro, priority, effective_us, expires_us.unwrap_or(i64::MAX));
+    }
+
+    fn admit(&mut self, wallet: usize, prompt: u64, price: usize) {
+        let (fresh, cached, output) = PRICES[price];
+        let [fresh, cached, output] = [fresh, cached, output].map(Credits::from_micro);
+        let price = Price { prompt: fresh, cached_prompt: cached, output };
+        // Ids are places among the admitted.
+        let id = format!("request-{}", self.model.requests.len());
+        let outcome = self.ledger.admit(Admission { price, ..admission(&id, WALLETS[wallet], prompt) });
+        let outcome = match outcome {
+            Ok(Admitted { held, balance, .. }) => Ok((held.micro(), balance.micro())),
+            Err(LedgerError::Frozen { .. }) => Err(Refusal::Frozen),
+            Err(LedgerError::Exhausted { needed, balance, .. }) => {
+                Err(Refusal::Exhausted { needed: needed.micro(), balance: balance.micro() })
+            }
+            Err(other) => panic!("{other}"),
+        };
+        let expected = self.model.admit(wallet, prompt, price);
+        assert_eq!(outcome, expected.map(|held| (held, self.model.balance(wallet))));
+    }
+
+    /// Debits and, in the same commit, whatever the queue holds: each of `debits` is a job of its own.
+    fn debit(&mut self, debits: &[(usize, u32, u64)]) {
+        if self.model.requests.is_empty() {
+            return;
+        }
+        let (reply, answers) = mpsc::channel();
+        let mut expected = Vec::new();
+        for &(which, asked, cached) in debits {
+            let id = which % self.model.requests.len();
+            let request = &self.model.requests[id];
+            let open = request.settled.is_none();
+            let cached = (!request.running).then_some(cached.min(request.prompt));
+            let prompt = cached.map(|cached_tokens| PromptDebit { cached_tokens });
+            let debit = Debit { request_id: format!("request-{id}"), prompt, output_tokens: asked };
+            expected.push(open.then(|| self.model.debit(id, asked, cached)));
+            let reply = reply.clone();
+            self.ledger.debit(vec![debit], move |debited| reply.send(debited).expect("the test waits"));
+        }
+        for (expected, &(_, asked, _)) in expected.into_iter().zip(debits) {
+            let Debited { granted, exhausted, refused, .. } = answers.recv().unwrap().unwrap().remove(0);
+            match expected {
+                Some(expected) => assert_eq!((granted, exhausted), (expected, expected < asked)),
+                None => assert!(matches!(refused, Some(LedgerError::UnknownRequest { .. }))),
+            }
+        }
+    }
+
+    fn settle(&mut self, which: usize) {
+        if self.model.requests.is_empty() {
+            return;
+        }
+        let id = which % self.model.requests.len();
+        let settlement = Settlement::new(format!("request-{id}"), FinishReason::Stop);
+        let Settled { debited, balance, prompt_tokens, cached_tokens, output_tokens, finish_reason } =
+            self.ledger.settle(settlement).unwrap();
+        if self.model.requests[id].settled.is_none() {
+            self.model.settle(id, FinishReason::Stop);
+        }
+        let request = &self.model.requests[id];
+        let prompt = if request.running { request.prompt } else { 0 };
+        assert_eq!((prompt_tokens, cached_tokens, output_tokens), (prompt, request.cached, request.output));
+        assert_eq!(Some(finish_reason), request.settled);
+        assert_eq!(debited.micro(), self.model.debited(id));
+        assert_eq!(balance.micro(), self.model.balance(request.wallet));
+    }
+
+    /// What everybody can see is what the model has.
+    fn compare(&self) {
+        for (wallet, name) in WALLETS.iter().enumerate() {
+            let view = self.ledger.wallet(name).unwrap();
+            assert_eq!(view.balance.micro(), self.model.balance(wallet));
+            assert_eq!(view.frozen, self.model.frozen[wallet]);
+            let mut of_wallet: Vec<usize> =
+                (0..self.model.grants.len()).filter(|&index| self.model.grants[index].wallet == wallet).collect();
+            of_wallet
+                .sort_by_key(|&index| (self.model.grants[index].priority, self.model.grants[index].expires_us, index));
+            assert_eq!(view.grants.len(), of_wallet.len());
+            for (view, index) in view.grants.iter().zip(of_wallet) {
+                let grant = &self.model.grants[index];
+                let pending = self.model.now_us < grant.effective_us;
+                assert_eq!(view.remaining.micro(), if pending { 0 } else { grant.remaining });
+                assert_eq!(view.in_flight.micro(), self.model.in_flight(index));
+                assert!(grant.remaining >= 0);
+                let parts = grant.remaining + grant.expired + grant.settled + self.model.in_flight(index);
+                assert_eq!(parts, grant.amount, "nothing is lost, nothing is made");
+            }
+            let statement = self.ledger.statement(name, None, None).unwrap();
+            assert_eq!(statement.in_flight, view.in_flight);
+            assert_eq!(statement.closing.micro() - statement.in_flight.micro(), view.balance.micro());
+            assert!(statement.lines.iter().all(|line| line.balance_after >= Credits::ZERO));
+        }
+    }
+}
+
+proptest! {
+    // Every operation is a durable commit: a few hundred of them a second.
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_agrees_with_the_rules(ops in prop::collection::vec(op(), 20..60)) {
+        let mut pair = Pair::new();
+        for (step, op) in ops.iter().enumerate() {
+            pair.apply(op);
+            pair.compare();
+            if step % 8 == 7 {
+                verify(&pair.ledger);
+            }
+        }
+        pair.apply(&Op::Crash);
+        pair.compare();
+        verify(&pair.ledger);
+        let log: i64 = pair.ledger.usage(&tokrun_ledger::UsageQuery::new(tokrun_ledger::UsageBy::Model)).unwrap()
+            .iter().map(|row| row.debited.micro()).sum();
+        prop_assert_eq!(log, pair.model.grants.iter().map(|grant| grant.settled).sum::<i64>());
+    }
+}
