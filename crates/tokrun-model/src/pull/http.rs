@@ -3,7 +3,7 @@
 //! hf-hub 0.5 knows the hub's addresses and its cache, but its own transfers have no time limits, append at the wrong
 //! place when a retry follows a resume, and fail on a part that is already complete. So the requests are made here.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,6 @@ use super::error::SourceError;
 
 /// An unreachable hub is given up after this.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A silent one after this, before or amid an answer.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: usize = 8;
 
 /// Asks one hub.
@@ -40,9 +38,9 @@ pub(super) struct Head {
 
 /// How a question went wrong.
 pub(super) enum HttpError {
-    /// No connection came about.
+    /// No answer came.
     Unreachable(String),
-    /// The connection broke or the server is overloaded: asking again may help.
+    /// There is a server, but the connection broke or it is overloaded: asking again may help.
     Passing(String),
     /// The server refuses.
     Status(u16),
@@ -61,8 +59,8 @@ impl Client {
             .user_agent(concat!("tokrun/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(CONNECT_LIMIT))
             .timeout_connect(Some(CONNECT_LIMIT))
-            .timeout_recv_response(Some(SILENCE_LIMIT))
-            .timeout_per_read(Some(SILENCE_LIMIT))
+            .timeout_recv_response(Some(options.silence_limit))
+            .timeout_per_read(Some(options.silence_limit))
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -76,9 +74,8 @@ impl Client {
         let response = self.follow(Method::HEAD, url, None, |response| header(response, "x-linked-etag").is_some())?;
         let etag = header(&response, "x-linked-etag").or_else(|| header(&response, "etag"));
         let etag = etag.ok_or_else(|| HttpError::BadAnswer("it has no etag".to_owned()))?;
-        let length_header = if response.status().is_redirection() { "x-linked-size" } else { "content-length" };
-        let bytes = header(&response, "x-linked-size")
-            .or_else(|| header(&response, length_header))
+        let length = if response.status().is_redirection() { "x-linked-size" } else { "content-length" };
+        let bytes = header(&response, length)
             .and_then(|bytes| bytes.parse().ok())
             .ok_or_else(|| HttpError::BadAnswer("it has no length".to_owned()))?;
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
@@ -152,27 +149,10 @@ fn origin(url: &str) -> &str {
 }
 
 fn network(error: ureq::Error) -> HttpError {
-    use ureq::{Error, Timeout};
-    let reason = match &error {
-        Error::Io(error) => error.to_string(),
+    HttpError::Unreachable(match error {
+        ureq::Error::Io(error) => error.to_string(),
         error => error.to_string(),
-    };
-    let never_connected = match &error {
-        Error::HostNotFound
-        | Error::ConnectionFailed
-        | Error::ConnectProxyFailed(_)
-        | Error::InvalidProxyUrl
-        | Error::BadUri(_)
-        | Error::Tls(_)
-        | Error::Rustls(_)
-        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
-        Error::Io(error) => matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable
-        ),
-        _ => false,
-    };
-    if never_connected { HttpError::Unreachable(reason) } else { HttpError::Passing(reason) }
+    })
 }
 
 fn certificates(path: &Path) -> Result<RootCerts, SourceError> {

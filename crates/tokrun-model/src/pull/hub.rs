@@ -203,6 +203,10 @@ impl<'a> Hub<'a> {
                 Ok(head) => return Ok(Some(head)),
                 Err(HttpError::Status(404)) => return Ok(None),
                 Err(HttpError::Passing(reason)) if tries < TRIES_MAX => self.pause(remote, &reason, tries),
+                // A hub that has answered before will do so again; one that never has is given up at once.
+                Err(HttpError::Unreachable(reason)) if tries < TRIES_MAX && self.commit.is_some() => {
+                    self.pause(remote, &reason, tries);
+                }
                 Err(error) => return Err(self.final_error(error, &url)),
             }
             tries += 1;
@@ -253,7 +257,7 @@ impl<'a> Hub<'a> {
             let received_bytes = file.metadata().map_err(here(part))?.len();
             fruitless = if received_bytes > have { 1 } else { fruitless + 1 };
             match error {
-                // Connected before, so this passes as well.
+                // It has answered before, so this passes as well.
                 HttpError::Passing(reason) | HttpError::Unreachable(reason) => {
                     if fruitless == TRIES_MAX {
                         let (file, total_bytes) = (local.to_owned(), head.bytes);

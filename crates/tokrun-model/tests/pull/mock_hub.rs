@@ -27,6 +27,8 @@ pub(crate) struct Remote {
     pub(crate) statuses: VecDeque<u16>,
     /// Bytes after which the next GETs break off.
     pub(crate) cuts: VecDeque<usize>,
+    /// Bytes after which the next GETs fall silent.
+    pub(crate) stalls: VecDeque<usize>,
     /// Whether every GET breaks off before its first byte.
     pub(crate) dead: bool,
     /// Whether parts are refused and the whole file is sent.
@@ -99,6 +101,7 @@ pub(crate) fn options(endpoint: &str, home: &Path) -> PullOptions {
         offline: false,
         cache: Some(home.join("hub")),
         certificates: None,
+        silence_limit: Duration::from_secs(20),
         retry_pause: Duration::from_millis(1),
     };
     PullOptions { hub, python: home.join("no-python") }
@@ -156,14 +159,15 @@ fn answer(stream: TcpStream, state: &Mutex<State>, storage: &str) -> std::io::Re
     let known_paths = [format!("/{REPOSITORY}/resolve/main/"), format!("/{REPOSITORY}/resolve/{COMMIT}/")];
     let at_hub = known_paths.iter().find_map(|prefix| asked.path.strip_prefix(prefix.as_str()));
     let name = at_hub.or_else(|| asked.path.strip_prefix("/storage/")).unwrap_or_default().to_owned();
-    let (remote, status, cut) = {
+    let (remote, status, (cut, stall)) = {
         let mut state = state.lock().unwrap();
         state.asked.push(asked.clone());
         let Some(remote) = state.files.get_mut(&name) else { return head(stream, 404, &[]).map(drop) };
         let status = remote.statuses.pop_front();
-        let cut =
-            if asked.method == "GET" && !(remote.large && at_hub.is_some()) { remote.cuts.pop_front() } else { None };
-        (remote.clone(), status, cut)
+        let is_content = asked.method == "GET" && !(remote.large && at_hub.is_some());
+        let cut = if is_content { remote.cuts.pop_front() } else { None };
+        let stall = if is_content { remote.stalls.pop_front() } else { None };
+        (remote.clone(), status, (cut, stall))
     };
     if let Some(status) = status {
         return head(stream, status, &[]).map(drop);
@@ -191,8 +195,11 @@ fn answer(stream: TcpStream, state: &Mutex<State>, storage: &str) -> std::io::Re
     thread::sleep(remote.delay);
     let mut stream = head(stream, if range.is_some() { 206 } else { 200 }, &headers)?;
     if asked.method == "GET" {
-        let end = if remote.dead { 0 } else { cut.unwrap_or(body.len()).min(body.len()) };
+        let end = if remote.dead { 0 } else { cut.or(stall).unwrap_or(body.len()).min(body.len()) };
         stream.write_all(&body[..end])?;
+        if stall.is_some() {
+            thread::sleep(Duration::from_secs(5));
+        }
     }
     Ok(())
 }
