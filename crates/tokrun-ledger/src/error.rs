@@ -137,6 +137,13 @@ pub enum LedgerError {
     /// The disk is full; nothing was charged.
     #[error("the disk is full: nothing was charged; free some space beside the ledger and try again")]
     DiskFull,
+    /// The disk refused to read or write the ledger; nothing was charged. A limit on the size of files, or a quota, looks
+    /// like this too.
+    #[error("the disk failed ({reason}): nothing was charged; check its space, quota and health, and try again")]
+    DiskFailed {
+        /// What SQLite said.
+        reason: String,
+    },
     /// The operating system refused to read or write; nothing was charged.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -197,6 +204,7 @@ impl From<rusqlite::Error> for LedgerError {
     fn from(error: rusqlite::Error) -> LedgerError {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => LedgerError::DiskFull,
+            Some(ErrorCode::SystemIoFailure) => LedgerError::DiskFailed { reason: error.to_string() },
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerError::Busy,
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 LedgerError::Corrupt { reason: error.to_string() }
