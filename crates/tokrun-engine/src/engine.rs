@@ -3,7 +3,6 @@
 //! Callers never wait for the model. What they say goes into an inbox, which holds at most one entry a kind for each live
 //! request and so is bounded by their number; the thread empties it between two steps.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -149,16 +148,4 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
-}
-
-/// What a panic said.
-fn panic_reason(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "for an unknown reason".to_owned())
-}
-
-/// Runs `work`; a panic becomes its reason.
-fn catching<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    // What `work` touched is not used again after a panic, except to be dropped.
-    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| panic_reason(&*payload))
 }

@@ -5,12 +5,13 @@
 
 mod engine;
 mod error;
+mod panics;
 mod request;
 mod sampler;
 mod scheduler;
 mod stop;
 mod template;
-// mod tokenizer;
+mod tokenizer;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, InvalidParameter, SubmitError};
@@ -18,4 +19,7 @@ pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, Step
 pub use sampler::{SamplingParams, TokenLogprob};
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatMessage, ChatTemplate, RenderOptions};
-// pub use tokenizer::{DetokenizeStream, Tokenizer};
+pub use tokenizer::{DetokenizeStream, Tokenizer};
+
+// The seam's own types that this crate's interface speaks of.
+pub use tokrun_model::{Executor, ExecutorInfo, TokenId};

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use tokrun_model::{Executor, Extend, Logits, ModelError, SequenceHandle, TokenId};
 
-use super::catching;
 use super::inbox::{Arrival, Inbox};
+use crate::panics::catching;
 use crate::request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport};
 use crate::sampler::{Sampler, token_logprob};
 use crate::scheduler::{Job, Limits, Scheduler, Work};
