@@ -1,1 +1,18 @@
-//! placeholder
+//! One metered request: admit, run, debit, deliver, settle.
+//!
+//! The only crate that knows both the engine and the ledger. A token's way through it: the engine samples it, its text is
+//! decoded and searched for stop strings, its debit is queued, the ledger commits it, and only then does the caller see it.
+//! The engine runs ahead of what the caller has taken by a bounded window; whatever it computed past the end of a request
+//! is discarded and never charged.
+
+mod active;
+mod meter;
+mod outcome;
+mod request;
+mod runtime;
+mod transcript;
+
+pub use meter::{LedgerMeter, Meter, Reply, Unmetered};
+pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Timing, Usage};
+pub use request::{GenerateRequest, Payer, Prompt, RuntimeError};
+pub use runtime::{Canceller, Generation, Runtime, TextModel};

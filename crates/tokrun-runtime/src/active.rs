@@ -1,0 +1,322 @@
+//! One request between its admission and its settlement. No I/O here: the runtime's thread feeds it and carries out what
+//! it asks for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
+use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, PromptDebit, Settled, Settlement};
+
+use crate::transcript::Transcript;
+use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Timing, Usage};
+
+/// Whether the engine must be told to stop computing for this request.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Continues,
+    MustStop,
+}
+
+pub(crate) struct Active {
+    pub(crate) id: RequestId,
+    request_id: String,
+    tokenizer: Arc<Tokenizer>,
+    stop: Vec<String>,
+    prompt: Vec<TokenId>,
+    wants_logprobs: bool,
+    events: Sender<Event>,
+
+    transcript: Transcript,
+    /// Generated and not yet paid, oldest first; the first `debiting` of them are in the debit under way.
+    pending: VecDeque<Pending>,
+    debiting: usize,
+    prompt_debited: bool,
+    ending: Option<FinishReason>,
+    settling: bool,
+    error: Option<RuntimeError>,
+
+    paid: Vec<TokenId>,
+    /// The end token is paid, but is no text.
+    paid_end_tokens: usize,
+    logprobs: Vec<TokenLogprob>,
+    shown: String,
+    usage: Usage,
+    timing: Timing,
+    begun: Instant,
+    first_delivery: Option<Instant>,
+    last_delivery: Instant,
+}
+
+struct Pending {
+    token: SampledToken,
+    text: String,
+    is_end: bool,
+}
+
+/// What a request begins with.
+pub(crate) struct Begin {
+    pub(crate) id: RequestId,
+    pub(crate) request_id: String,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) stop: Vec<String>,
+    pub(crate) transcript: Transcript,
+    pub(crate) wants_logprobs: bool,
+    pub(crate) begun: Instant,
+    pub(crate) events: Sender<Event>,
+}
+
+impl Active {
+    pub(crate) fn new(begin: Begin, tokenizer: &Arc<Tokenizer>) -> Self {
+        Self {
+            id: begin.id,
+            request_id: begin.request_id,
+            transcript: begin.transcript,
+            tokenizer: Arc::clone(tokenizer),
+            stop: begin.stop,
+            prompt: begin.prompt,
+            wants_logprobs: begin.wants_logprobs,
+            events: begin.events,
+            pending: VecDeque::new(),
+            debiting: 0,
+            prompt_debited: false,
+            ending: None,
+            settling: false,
+            error: None,
+            paid: Vec::new(),
+            paid_end_tokens: 0,
+            logprobs: Vec::new(),
+            shown: String::new(),
+            usage: Usage::default(),
+            timing: Timing::default(),
+            begun: begin.begun,
+            first_delivery: None,
+            last_delivery: begin.begun,
+        }
+    }
+
+    /// Takes what one engine step brought. Past the end of the request it is discarded, uncharged.
+    pub(crate) fn on_step(&mut self, step: SequenceStep) -> Engine {
+        if let Some(first) = step.first {
+            self.timing.queue_us = first.queue_us;
+            self.timing.prefill_us = first.prefill_us;
+            self.usage.cached_tokens = first.cached_tokens as u64;
+        }
+        if self.ending.is_some() {
+            self.usage.discarded_tokens += u64::from(step.token.is_some());
+            return Engine::Continues;
+        }
+        let is_end = matches!(step.finish, Some(Finish::Stop));
+        let mut engine = Engine::Continues;
+        if let Some(token) = step.token {
+            engine = self.take_token(token, is_end);
+        }
+        if self.ending.is_none() {
+            self.ending = match step.finish {
+                None => None,
+                Some(Finish::Stop) => Some(FinishReason::Stop),
+                Some(Finish::Length) => Some(FinishReason::Length),
+                Some(Finish::Cancelled) => Some(FinishReason::Cancelled),
+                Some(Finish::Failed(reason)) => {
+                    self.error = Some(RuntimeError::Model(reason));
+                    Some(FinishReason::Error)
+                }
+            };
+        }
+        engine
+    }
+
+    fn take_token(&mut self, token: SampledToken, is_end: bool) -> Engine {
+        if is_end {
+            self.pending.push_back(Pending { token, text: String::new(), is_end });
+            return Engine::Continues;
+        }
+        match self.transcript.push(token.id) {
+            Ok(step) => {
+                self.pending.push_back(Pending { token, text: step.text, is_end });
+                if step.stopped {
+                    self.ending = Some(FinishReason::Stop);
+                    return Engine::MustStop;
+                }
+                Engine::Continues
+            }
+            Err(error) => self.fail(error.into()),
+        }
+    }
+
+    /// The caller gave up: what is not in a debit already is discarded.
+    pub(crate) fn cancel(&mut self) -> Engine {
+        self.end_early(FinishReason::Cancelled)
+    }
+
+    /// Something broke; what was paid stays paid.
+    pub(crate) fn fail(&mut self, error: RuntimeError) -> Engine {
+        self.error.get_or_insert(error);
+        self.end_early(FinishReason::Error)
+    }
+
+    fn end_early(&mut self, reason: FinishReason) -> Engine {
+        // The answer may have ended by itself with its last tokens not yet sent to be paid: then they are dropped here.
+        let dropped = self.pending.len() - self.debiting;
+        if self.ending.is_some() && dropped == 0 && reason != FinishReason::Error {
+            return Engine::Continues;
+        }
+        self.pending.truncate(self.debiting);
+        self.usage.discarded_tokens += dropped as u64;
+        self.ending = Some(reason);
+        Engine::MustStop
+    }
+
+    /// The debit for all that is not paid yet; the runtime keeps one under way at a time.
+    pub(crate) fn debit(&mut self) -> Option<Debit> {
+        assert_eq!(self.debiting, 0, "one debit at a time");
+        if self.pending.is_empty() {
+            return None;
+        }
+        self.debiting = self.pending.len();
+        let cached_tokens = self.usage.cached_tokens;
+        let prompt = (!self.prompt_debited).then_some(PromptDebit { cached_tokens });
+        Some(Debit {
+            request_id: self.request_id.clone(),
+            prompt,
+            output_tokens: u32::try_from(self.debiting).expect("the window bounds what is pending"),
+        })
+    }
+
+    /// The debit is durable: what it paid goes to the caller now, and not before.
+    pub(crate) fn on_debited(&mut self, debited: &Debited, now: Instant) -> Engine {
+        if let Some(refused) = &debited.refused {
+            return self.on_debit_failed(RuntimeError::Unpaid(refused.clone()));
+        }
+        let granted = debited.granted as usize;
+        assert!(granted <= self.debiting, "the ledger granted more than was asked for");
+        let unpaid_asked = self.debiting - granted;
+        self.debiting = 0;
+        self.prompt_debited |= granted > 0;
+        let delivered = self.deliver(granted, now);
+        if debited.exhausted {
+            debug_assert!(unpaid_asked > 0, "exhausted means that something was not granted");
+            self.usage.discarded_tokens += self.pending.len() as u64;
+            self.pending.clear();
+            self.ending = Some(FinishReason::Allowance);
+            return Engine::MustStop;
+        }
+        // A caller that is gone has its receiver dropped.
+        if delivered { Engine::Continues } else { self.cancel() }
+    }
+
+    /// The debit was not recorded: nothing of it was charged, and nothing of it is delivered.
+    pub(crate) fn on_debit_failed(&mut self, error: RuntimeError) -> Engine {
+        self.debiting = 0;
+        self.fail(error)
+    }
+
+    fn deliver(&mut self, tokens: usize, now: Instant) -> bool {
+        if tokens == 0 {
+            return true;
+        }
+        self.measure(tokens, now);
+        let mut text = String::new();
+        for pending in self.pending.drain(..tokens) {
+            text.push_str(&pending.text);
+            self.paid.push(pending.token.id);
+            self.paid_end_tokens += usize::from(pending.is_end);
+            if self.wants_logprobs {
+                self.logprobs.extend(pending.token.logprob);
+            }
+        }
+        self.usage.completion_tokens += tokens as u64;
+        self.shown.push_str(&text);
+        self.events.send(Event::Delta(Delta { text, tokens: tokens as u32 })).is_ok()
+    }
+
+    fn measure(&mut self, tokens: usize, now: Instant) {
+        let mut gaps = tokens;
+        if self.first_delivery.is_none() {
+            self.first_delivery = Some(now);
+            self.timing.ttft_us = Some(micros(self.begun, now));
+            self.timing.itl_us.extend(std::iter::repeat_n(0, tokens - 1));
+            gaps = 0;
+        }
+        if gaps > 0 {
+            let share_us = micros(self.last_delivery, now) / gaps as u64;
+            self.timing.itl_us.extend(std::iter::repeat_n(share_us, gaps));
+        }
+        self.last_delivery = now;
+    }
+
+    /// The settlement, when all that was generated is paid or dropped; once.
+    pub(crate) fn settlement(&mut self, now: Instant) -> Option<Settlement> {
+        let finish_reason = self.ending?;
+        if self.settling || !self.pending.is_empty() {
+            return None;
+        }
+        self.settling = true;
+        self.timing.decode_us = self.first_delivery.map_or(0, |first| micros(first, self.last_delivery));
+        self.timing.total_us = micros(self.begun, now);
+        Some(Settlement {
+            request_id: self.request_id.clone(),
+            finish_reason,
+            queue_us: self.timing.queue_us,
+            ttft_us: self.timing.ttft_us,
+            decode_us: self.timing.decode_us,
+            total_us: self.timing.total_us,
+            itl: self.timing.itl_us.iter().copied().collect(),
+            reasoning_tokens: 0,
+        })
+    }
+
+    /// The end: hands the caller what was still held back, and the outcome.
+    pub(crate) fn finish(mut self, settled: Result<Settled, LedgerError>) {
+        if self.usage.completion_tokens > 0 {
+            self.usage.prompt_tokens = self.prompt.len() as u64;
+        } else {
+            self.usage.cached_tokens = 0;
+        }
+        let allowance = match settled {
+            Ok(settled) => Some(Allowance { debited: settled.debited, balance: settled.balance }),
+            Err(error) => {
+                self.error.get_or_insert(error.into());
+                self.ending = Some(FinishReason::Error);
+                None
+            }
+        };
+        if let Err(error) = self.show_the_rest() {
+            self.error.get_or_insert(error);
+        }
+        let outcome = Outcome {
+            request_id: self.request_id,
+            text: self.shown,
+            finish_reason: self.ending.expect("only an ended request is settled"),
+            error: self.error,
+            prompt_token_ids: self.prompt,
+            token_ids: self.paid,
+            logprobs: self.wants_logprobs.then_some(self.logprobs),
+            usage: self.usage,
+            timing: self.timing,
+            allowance,
+        };
+        // Nobody listens any more: the ledger has it all.
+        let _ = self.events.send(Event::Finished(Box::new(outcome)));
+    }
+
+    /// What could have become a stop string or a whole character, and did not: its tokens are paid, so it is shown.
+    /// It is decoded afresh from the paid tokens, since the running transcript may have seen tokens that nobody paid.
+    fn show_the_rest(&mut self) -> Result<(), RuntimeError> {
+        let tokens = &self.paid[..self.paid.len() - self.paid_end_tokens];
+        let whole = Transcript::whole(&self.tokenizer, &self.stop, tokens)?;
+        if let Some(rest) = whole.strip_prefix(self.shown.as_str())
+            && !rest.is_empty()
+        {
+            let _ = self.events.send(Event::Delta(Delta { text: rest.to_owned(), tokens: 0 }));
+            self.shown.push_str(rest);
+        }
+        Ok(())
+    }
+}
+
+fn micros(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}

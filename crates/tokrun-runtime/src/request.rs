@@ -1,0 +1,80 @@
+//! What a caller asks for, and why it may be refused.
+
+use std::collections::BTreeMap;
+
+use tokrun_engine::{ChatMessage, EngineError, SamplingParams, SubmitError, TokenId};
+use tokrun_ledger::{Credits, LedgerError, Price};
+
+/// One request for text.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Names the request for good, in the ledger too; the same name is never served twice. A fresh one if absent.
+    pub request_id: Option<String>,
+    /// What to continue or to answer.
+    pub prompt: Prompt,
+    /// Output tokens at most, at least 1; without it the context is the limit.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Strings that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Go on past the model's end tokens.
+    pub ignore_eos: bool,
+    /// Report the log-probability of each token, and of this many alternatives.
+    pub logprobs: Option<usize>,
+    /// Who pays.
+    pub payer: Payer,
+    /// What a token costs; frozen into the request when it is admitted.
+    pub price: Price,
+}
+
+/// What to continue or to answer.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Text as it stands, in the tokenizer's own default encoding.
+    Text(String),
+    /// A conversation, rendered by the model's template.
+    Chat(Vec<ChatMessage>),
+    /// Tokens as they stand.
+    Tokens(Vec<TokenId>),
+}
+
+/// Who pays for a request, and what it is booked under.
+#[derive(Clone, Debug, Default)]
+pub struct Payer {
+    /// The wallet's name.
+    pub wallet: String,
+    /// What to open the wallet with if there is none of that name; only for a person's own account.
+    pub starter: Option<Credits>,
+    /// The project it is for.
+    pub project: Option<String>,
+    /// Free attribution.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Why a request was not served, or not to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The engine refuses what was asked for.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The model cannot hold a conversation, for this reason.
+    #[error("{0}")]
+    NoTemplate(String),
+    /// The prompt cannot be rendered or encoded.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The ledger refuses to pay, or cannot record.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The ledger could not record a payment on the way: what it would have paid for is neither charged nor delivered.
+    #[error("the allowance could not be debited")]
+    Unpaid(#[source] LedgerError),
+    /// The model failed on the way; what was delivered until then is paid and settled.
+    #[error("the model failed: {0}")]
+    Model(String),
+    /// The runtime was shut down.
+    #[error("the runtime has stopped")]
+    Stopped,
+}

@@ -1,0 +1,383 @@
+//! The thread between engine and ledger, and the handles that callers hold.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokrun_engine::{
+    ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, RenderOptions, RequestId, StepReport, Submission,
+    SubmitError, TokenId, Tokenizer,
+};
+use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
+
+use crate::active::{self, Active, Begin};
+use crate::transcript::Transcript;
+use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError};
+
+/// A loaded model with all it needs to speak.
+pub struct TextModel {
+    /// Its name in the request log.
+    pub name: String,
+    /// Computes.
+    pub executor: Box<dyn Executor>,
+    /// Turns text into tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Turns conversations into text; why it cannot is an error only for those who ask.
+    pub template: Result<ChatTemplate, EngineError>,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<TokenId>,
+}
+
+/// Serves metered requests on one loaded model. Dropping it cancels and settles what is running.
+pub struct Runtime {
+    model: ModelFacts,
+    meter: Arc<dyn Meter>,
+    engine: Arc<Engine>,
+    messages: Sender<Message>,
+    next_id: AtomicU64,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct ModelFacts {
+    name: String,
+    device: String,
+    tokenizer: Arc<Tokenizer>,
+    template: Result<ChatTemplate, EngineError>,
+    end_tokens: Vec<TokenId>,
+}
+
+enum Message {
+    Begin(Box<Begin>, Submission, Sender<Result<(), SubmitError>>),
+    Step(StepReport),
+    Debited(Result<Vec<Debited>, LedgerError>),
+    Settled(RequestId, Result<Settled, LedgerError>),
+    Cancel(RequestId),
+    Shutdown,
+}
+
+impl Runtime {
+    /// Starts the engine and the thread that meters it.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(model: TextModel, meter: Arc<dyn Meter>, options: EngineOptions) -> Result<Self, RuntimeError> {
+        let (messages, inbox) = channel();
+        let report = messages.clone();
+        let vocab_size = model.tokenizer.vocab_size();
+        let device = model.executor.info().device.clone();
+        let engine = Arc::new(Engine::spawn(model.executor, vocab_size, options, move |step| {
+            // After a shutdown nobody listens; the engine is about to be joined.
+            let _ = report.send(Message::Step(step));
+        })?);
+        let metering = Metering {
+            engine: Arc::clone(&engine),
+            meter: Arc::clone(&meter),
+            tokenizer: Arc::clone(&model.tokenizer),
+            messages: messages.clone(),
+            active: HashMap::new(),
+            debiting: Vec::new(),
+            stopping: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("tokrun-meter".to_owned())
+            .spawn(move || metering.run(&inbox))
+            .map_err(|_| RuntimeError::Stopped)?;
+        Ok(Self {
+            model: ModelFacts {
+                name: model.name,
+                device,
+                tokenizer: model.tokenizer,
+                template: model.template,
+                end_tokens: model.end_tokens,
+            },
+            meter,
+            engine,
+            messages,
+            next_id: AtomicU64::new(1),
+            thread: Some(thread),
+        })
+    }
+
+    /// What computes, and what it honours.
+    pub fn info(&self) -> &ExecutorInfo {
+        self.engine.info()
+    }
+
+    /// The tokens of a prompt, as the model will see them.
+    ///
+    /// # Errors
+    /// When the model has no usable template for a conversation, or the text cannot be encoded.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<TokenId>, RuntimeError> {
+        Ok(match prompt {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) => self.model.tokenizer.encode(text, true)?,
+            Prompt::Chat(messages) => {
+                let template =
+                    self.model.template.as_ref().map_err(|reason| RuntimeError::NoTemplate(reason.to_string()))?;
+                let options = RenderOptions { add_generation_prompt: true, now: jiff::ZonedDateTime::now().datetime() };
+                let text = template.render(messages, &options)?;
+                self.model.tokenizer.encode(&text, false)?
+            }
+        })
+    }
+
+    /// Admits a request and begins to serve it. The returned handle yields its events.
+    ///
+    /// # Errors
+    /// When it asks for something impossible (then the ledger is untouched), when the ledger refuses to pay, or when the
+    /// engine cannot take it (then what was held is released).
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, RuntimeError> {
+        let begun = Instant::now();
+        let prompt = self.encode(&request.prompt)?;
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let submission = Submission {
+            request_id: id,
+            prompt: prompt.clone(),
+            max_new_tokens: request.max_tokens.unwrap_or(usize::MAX),
+            end_tokens: if request.ignore_eos { Vec::new() } else { self.model.end_tokens.clone() },
+            sampling: request.sampling,
+            logprobs: request.logprobs,
+        };
+        // Everything that can be refused is refused before money is touched.
+        let transcript = Transcript::new(&self.model.tokenizer, &request.stop)?;
+        self.engine.check(&submission)?;
+
+        let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        self.meter.admit(Admission {
+            request_id: request_id.clone(),
+            wallet: request.payer.wallet,
+            starter: request.payer.starter.map(|amount| StarterGrant { amount }),
+            model: self.model.name.clone(),
+            device: self.model.device.clone(),
+            price: request.price,
+            prompt_tokens: prompt.len() as u64,
+            project: request.payer.project,
+            tags: request.payer.tags,
+        })?;
+        let (events, inbox) = channel();
+        let begin = Begin {
+            id,
+            request_id: request_id.clone(),
+            prompt,
+            stop: request.stop,
+            transcript,
+            wants_logprobs: request.logprobs.is_some(),
+            begun,
+            events,
+        };
+        let (answer, accepted) = channel();
+        self.messages
+            .send(Message::Begin(Box::new(begin), submission, answer))
+            .map_err(|_| RuntimeError::Stopped)?;
+        accepted.recv().map_err(|_| RuntimeError::Stopped)??;
+        Ok(Generation {
+            request_id,
+            events: inbox,
+            engine: Arc::clone(&self.engine),
+            canceller: Canceller { id, messages: self.messages.clone() },
+            handed_over_tokens: 0,
+            finished: false,
+        })
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        let _ = self.messages.send(Message::Shutdown);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was already reported by its own message.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A request under way. Dropping it cancels the request; what was paid until then is settled.
+pub struct Generation {
+    request_id: String,
+    events: Receiver<Event>,
+    engine: Arc<Engine>,
+    canceller: Canceller,
+    handed_over_tokens: u64,
+    finished: bool,
+}
+
+impl Generation {
+    /// The request's name, also in the ledger.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// Waits for the next event. Asking for it says that the one before was dealt with: the engine computes no more than
+    /// its window past that. `None` after `Finished`, or when the runtime died.
+    pub fn next_event(&mut self) -> Option<Event> {
+        if self.finished {
+            return None;
+        }
+        if self.handed_over_tokens > 0 {
+            self.engine.acknowledge(self.canceller.id, self.handed_over_tokens);
+        }
+        let event = self.events.recv().ok();
+        match &event {
+            Some(Event::Delta(delta)) => self.handed_over_tokens += u64::from(delta.tokens),
+            Some(Event::Finished(_)) | None => self.finished = true,
+        }
+        event
+    }
+
+    /// Something that can cancel this request from another thread.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.canceller.cancel();
+        }
+    }
+}
+
+/// Cancels one request, from any thread, any number of times.
+#[derive(Clone)]
+pub struct Canceller {
+    id: RequestId,
+    messages: Sender<Message>,
+}
+
+impl Canceller {
+    /// Ends the request: what is being paid for is still delivered, the rest is discarded.
+    pub fn cancel(&self) {
+        // A runtime that is gone has cancelled everything already.
+        let _ = self.messages.send(Message::Cancel(self.id));
+    }
+}
+
+/// The thread's state. One debit, over all requests, is under way at a time: what arrives meanwhile goes into the next.
+struct Metering {
+    engine: Arc<Engine>,
+    meter: Arc<dyn Meter>,
+    tokenizer: Arc<Tokenizer>,
+    messages: Sender<Message>,
+    active: HashMap<RequestId, Active>,
+    /// The requests in the debit under way, in its order.
+    debiting: Vec<RequestId>,
+    stopping: bool,
+}
+
+impl Metering {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        while let Ok(message) = inbox.recv() {
+            self.handle(message);
+            while let Ok(message) = inbox.try_recv() {
+                self.handle(message);
+            }
+            self.send_debits();
+            self.send_settlements();
+            if self.stopping && self.active.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Begin(begin, submission, answer) => self.begin(*begin, submission, &answer),
+            Message::Step(report) => {
+                for step in report.sequences {
+                    let id = step.request_id;
+                    self.update(id, |active| active.on_step(step));
+                }
+            }
+            Message::Debited(result) => self.debited(result),
+            Message::Settled(id, result) => {
+                if let Some(active) = self.active.remove(&id) {
+                    active.finish(result);
+                }
+            }
+            Message::Cancel(id) => self.update(id, Active::cancel),
+            Message::Shutdown => {
+                self.stopping = true;
+                let ids: Vec<RequestId> = self.active.keys().copied().collect();
+                for id in ids {
+                    self.update(id, Active::cancel);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, begin: Begin, submission: Submission, answer: &Sender<Result<(), SubmitError>>) {
+        let id = begin.id;
+        let request_id = begin.request_id.clone();
+        let submitted = if self.stopping { Err(SubmitError::Stopped) } else { self.engine.submit(submission) };
+        match submitted {
+            Ok(()) => {
+                self.active.insert(id, Active::new(begin, &self.tokenizer));
+            }
+            // Nothing was computed: the settlement releases the hold. Should even that fail, the next start does it.
+            Err(_) => self.meter.settle(Settlement::new(request_id, FinishReason::Error), Box::new(drop)),
+        }
+        // The caller may have been dropped meanwhile; its `Generation` never existed, so its request ends here.
+        if answer.send(submitted).is_err() {
+            self.update(id, Active::cancel);
+        }
+    }
+
+    fn update(&mut self, id: RequestId, change: impl FnOnce(&mut Active) -> active::Engine) {
+        if let Some(active) = self.active.get_mut(&id)
+            && change(active) == active::Engine::MustStop
+        {
+            self.engine.cancel(id);
+        }
+    }
+
+    fn send_debits(&mut self) {
+        if !self.debiting.is_empty() {
+            return;
+        }
+        let mut debits = Vec::new();
+        for active in self.active.values_mut() {
+            if let Some(debit) = active.debit() {
+                debits.push(debit);
+                self.debiting.push(active.id);
+            }
+        }
+        if !debits.is_empty() {
+            let messages = self.messages.clone();
+            self.meter.debit(debits, Box::new(move |result| drop(messages.send(Message::Debited(result)))));
+        }
+    }
+
+    fn debited(&mut self, result: Result<Vec<Debited>, LedgerError>) {
+        let now = Instant::now();
+        let ids = std::mem::take(&mut self.debiting);
+        match result {
+            Ok(debited) => {
+                assert_eq!(ids.len(), debited.len(), "an answer for each debit");
+                for (id, debited) in ids.into_iter().zip(&debited) {
+                    self.update(id, |active| active.on_debited(debited, now));
+                }
+            }
+            Err(error) => {
+                for id in ids {
+                    let error = RuntimeError::Unpaid(error.clone());
+                    self.update(id, |active| active.on_debit_failed(error));
+                }
+            }
+        }
+    }
+
+    fn send_settlements(&mut self) {
+        let now = Instant::now();
+        for (&id, active) in &mut self.active {
+            if let Some(settlement) = active.settlement(now) {
+                let messages = self.messages.clone();
+                let reply = move |result| drop(messages.send(Message::Settled(id, result)));
+                self.meter.settle(settlement, Box::new(reply));
+            }
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The command line: a contract that scripts depend on.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use tokrun_ledger::Credits;
+
+/// Run language models on your own machine, every token paid from an exact allowance before it is shown.
+#[derive(Debug, Parser)]
+#[command(name = "tokrun", version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    /// How results and errors are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT", hide_possible_values = false)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON value on stdout.
+    Json,
+    /// A Markdown table (`bench`).
+    Md,
+    /// Comma-separated values (`bench`).
+    Csv,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt.
+    Generate(Box<GenerateArgs>),
+    /// Talk to a model, turn by turn.
+    Chat(Box<ChatArgs>),
+    /// Measure prefill and decode speed, as llama-bench does.
+    Bench(BenchArgs),
+    /// List, pull, show, verify and remove models.
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Create, fill, show and freeze wallets.
+    #[command(subcommand)]
+    Wallet(WalletCommand),
+    /// Requests, tokens, speed and latency by user, model or day.
+    Usage(UsageArgs),
+    /// Check and back up the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Check this machine and say what to do about what is wrong.
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The prompt; `-` or nothing (with piped input) reads it from stdin.
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) file: Option<PathBuf>,
+    /// Continue the prompt as it stands, without the model's chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+    /// Do not print the line of figures.
+    #[arg(long)]
+    pub(crate) no_stats: bool,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Do not print the line of figures after each answer.
+    #[arg(long)]
+    pub(crate) no_stats: bool,
+    #[command(flatten)]
+    pub(crate) answer: AnswerArgs,
+}
+
+/// What `generate` and `chat` share.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerArgs {
+    /// A name from the catalogue, a GGUF file, or a directory of safetensors.
+    #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
+    pub(crate) model: Option<String>,
+    /// The system message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) payer: PayerArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Who pays")]
+pub(crate) struct PayerArgs {
+    /// Whose allowance pays; your account's name if absent.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// The project it is booked under.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
+    /// Attribution, as often as needed.
+    #[arg(long = "tag", value_name = "K=V", value_parser = key_value)]
+    pub(crate) tags: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Output tokens at most.
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// 0 takes the likeliest token; higher is more varied.
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// Choose among the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Choose among this many likeliest tokens.
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Choose among tokens with at least this share of the likeliest one's probability.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// Divide the logits of tokens that occurred already; 1 is off.
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Lower tokens that the answer already has, once.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Lower tokens that the answer already has, each time.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Add B to the logit of token ID, as often as needed.
+    #[arg(long = "logit-bias", value_name = "ID=B", value_parser = logit_bias)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// The same seed gives the same text.
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// End the answer before this string, as often as needed.
+    #[arg(long = "stop", value_name = "STR")]
+    pub(crate) stop: Vec<String>,
+    /// Report each token's log-probability and the N likeliest (with `--output json`).
+    #[arg(long, value_name = "N")]
+    pub(crate) logprobs: Option<usize>,
+    /// Go on past the model's end token.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Refuse what could make two runs differ. On the CPU every run with a seed is deterministic already.
+    #[arg(long)]
+    pub(crate) deterministic: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct ComputeArgs {
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
+    pub(crate) device: Device,
+    /// Processor threads; all cores if absent.
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A CUDA device.
+    Cuda(usize),
+}
+
+impl Device {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", ordinal)) => {
+                ordinal.parse().map(Self::Cuda).map_err(|_| format!("`{ordinal}` is no device number"))
+            }
+            _ => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A name from the catalogue, a GGUF file, or a directory of safetensors.
+    #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
+    pub(crate) model: Option<String>,
+    /// Prompt tokens of the prefill test; 0 leaves it out.
+    #[arg(short = 'p', long = "n-prompt", value_name = "N", default_value_t = 512)]
+    pub(crate) n_prompt: usize,
+    /// Tokens of the decode test; 0 leaves it out.
+    #[arg(short = 'n', long = "n-gen", value_name = "N", default_value_t = 128)]
+    pub(crate) n_gen: usize,
+    /// Repetitions of each test, after one that is not counted.
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) repetitions: u16,
+    /// Processor threads; all cores if absent.
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
+    pub(crate) device: Device,
+    /// `on` debits every token durably, in a ledger of the bench's own on the same disk; `off` measures the bare engine.
+    #[arg(long, value_enum, default_value_t = Switch::On, value_name = "on|off")]
+    pub(crate) ledger: Switch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// The models of the catalogue, and which are here.
+    List,
+    /// Fetch a model.
+    Pull {
+        /// Its name in the catalogue.
+        name: String,
+    },
+    /// What a model is: from the catalogue, and from its file if it is here.
+    Show {
+        /// A name from the catalogue, a GGUF file, or a directory of safetensors.
+        model: String,
+    },
+    /// Hash the files of a model, or of all, and compare.
+    Verify {
+        /// Its name; all that are here if absent.
+        name: Option<String>,
+    },
+    /// Delete a model's files.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalletCommand {
+    /// All wallets and their balances.
+    List,
+    /// One wallet with its grants.
+    Show {
+        /// Whose; your account's name if absent.
+        user: Option<String>,
+    },
+    /// Open an empty wallet.
+    Create {
+        /// Whose.
+        user: String,
+    },
+    /// Add an allowance to a wallet.
+    Grant(GrantArgs),
+    /// Refuse new requests of a wallet.
+    Freeze {
+        /// Whose.
+        user: String,
+    },
+    /// Allow them again.
+    Thaw {
+        /// Whose.
+        user: String,
+    },
+    /// Every booking of a wallet, with the balance after it.
+    Statement {
+        /// Whose; your account's name if absent.
+        user: Option<String>,
+        /// Bookings at or after this instant.
+        #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+        from: Option<jiff::Timestamp>,
+        /// Bookings before this instant.
+        #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+        to: Option<jiff::Timestamp>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrantArgs {
+    /// Whose.
+    pub(crate) user: String,
+    /// How many credits; at the default price a credit is a token.
+    pub(crate) amount: Credits,
+    /// When what is left of it expires: a date, an instant, or a time from now (`30d`).
+    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    pub(crate) expires: Option<jiff::Timestamp>,
+    /// When it can first be spent; now if absent.
+    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    pub(crate) effective: Option<jiff::Timestamp>,
+    /// Lower is spent first.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) priority: i32,
+    /// What it is for; kept outside the hashed books.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) memo: Option<String>,
+    /// Granting twice under the same key grants once.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    /// What to group by.
+    #[arg(long, value_enum, default_value_t = GroupBy::User)]
+    pub(crate) by: GroupBy,
+    /// Requests that ended at or after this instant.
+    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Requests that ended before this instant.
+    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    pub(crate) until: Option<jiff::Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupBy {
+    User,
+    Model,
+    Day,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Recompute the whole chain of entries and every balance; a ledger that fails refuses to spend.
+    Verify,
+    /// Copy the ledger, consistent and durable, while it is in use.
+    Backup {
+        /// A file that does not exist yet.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Whether this model fits; the default model if absent.
+    #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
+    pub(crate) model: Option<String>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, bias) = text.split_once('=').ok_or("expected ID=BIAS")?;
+    let id = id.parse().map_err(|_| format!("`{id}` is no token id"))?;
+    let bias: f32 = bias.parse().map_err(|_| format!("`{bias}` is no number"))?;
+    if bias.is_nan() { Err("the bias must be a number".to_owned()) } else { Ok((id, bias)) }
+}
+
+/// An instant as people write it: RFC 3339, a date (its first moment here), or a span from now (`30d`, `2 weeks`).
+fn home_instant(text: &str) -> Result<jiff::Timestamp, String> {
+    if let Ok(instant) = text.parse::<jiff::Timestamp>() {
+        return Ok(instant);
+    }
+    let zone = jiff::tz::TimeZone::system();
+    if let Ok(date) = text.parse::<jiff::civil::DateTime>() {
+        return date.to_zoned_datetime(zone).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
+    }
+    if let Ok(span) = text.parse::<jiff::Span>() {
+        let now = jiff::ZonedDateTime::now();
+        return now.checked_add(span).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
+    }
+    Err("expected a date (2026-12-31), an instant (2026-12-31T18:00:00Z) or a time from now (30d)".to_owned())
+}

@@ -1,0 +1,176 @@
+//! What `generate` and `chat` share: flags into requests, events into text, outcomes into figures.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use tokrun_engine::{ChatMessage, SamplingParams};
+use tokrun_ledger::{Credits, FinishReason, Ledger};
+use tokrun_model::catalogue::{Catalogue, SamplingDefaults};
+use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt};
+
+use crate::args::{AnswerArgs, PayerArgs, SamplingArgs};
+use crate::failure::{Failure, Status};
+use crate::load::{self, Found};
+use crate::{home, interrupt, output};
+
+/// The request that the flags describe.
+pub(crate) fn request(prompt: Prompt, args: &AnswerArgs, payer: &Payer, found: &Found) -> Result<GenerateRequest, Failure> {
+    Ok(GenerateRequest {
+        request_id: None,
+        prompt,
+        max_tokens: args.sampling.max_tokens,
+        sampling: sampling(&args.sampling, &found.sampling())?,
+        stop: args.sampling.stop.clone(),
+        ignore_eos: args.sampling.ignore_eos,
+        logprobs: args.sampling.logprobs,
+        payer: payer.clone(),
+        price: found.price()?,
+    })
+}
+
+/// One turn of a conversation.
+pub(crate) fn message(role: &str, content: impl Into<String>) -> ChatMessage {
+    ChatMessage { role: role.to_owned(), content: content.into() }
+}
+
+/// What can be refused without opening anything.
+pub(crate) fn check(args: &AnswerArgs) -> Result<(), Failure> {
+    if args.sampling.max_tokens == Some(0) {
+        return Err(Failure::new(Status::Usage, "usage", "--max-tokens must be at least 1").hint("leave it out to generate until the answer ends"));
+    }
+    load::check_device(args.compute.device)
+}
+
+fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
+    let off = SamplingParams::default();
+    let params = SamplingParams {
+        temperature: choose(args.temperature, defaults.temperature, off.temperature),
+        top_k: args.top_k.or(defaults.top_k.map(|k| k as usize)).unwrap_or(off.top_k),
+        top_p: choose(args.top_p, defaults.top_p, off.top_p),
+        min_p: choose(args.min_p, defaults.min_p, off.min_p),
+        repeat_penalty: choose(args.repeat_penalty, defaults.repeat_penalty, off.repeat_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(off.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(off.frequency_penalty),
+        logit_bias: args.logit_bias.iter().copied().collect(),
+        seed: args.seed.unwrap_or_else(random_seed),
+        ..off
+    };
+    params.validate()?;
+    Ok(params)
+}
+
+/// The flag, else what the model's makers recommend, else nothing special.
+fn choose(flag: Option<f32>, recommended: Option<f64>, off: f32) -> f32 {
+    flag.or(recommended.map(|value| value as f32)).unwrap_or(off)
+}
+
+/// Any number will do; it is reported, so that a run can be repeated.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Within 53 bits, so that every JSON reader keeps it.
+    RandomState::new().hash_one(std::process::id()) >> 11
+}
+
+/// Who pays. Only the account's own name may open a wallet by generating.
+pub(crate) fn payer(args: &PayerArgs, home: &Path) -> Result<Payer, Failure> {
+    let account = home::account();
+    let (wallet, is_own) = match (&args.user, account) {
+        (Some(user), account) => (user.clone(), account.is_ok_and(|account| account == *user)),
+        (None, account) => (account?, true),
+    };
+    let starter = is_own.then(|| starter_grant(home)).transpose()?;
+    Ok(Payer { wallet, starter, project: args.project.clone(), tags: args.tags.iter().cloned().collect() })
+}
+
+fn starter_grant(home: &Path) -> Result<Credits, Failure> {
+    load::credits(Catalogue::load(home)?.starter_grant())
+}
+
+/// Opens the books.
+pub(crate) fn ledger() -> Result<Ledger, Failure> {
+    Ok(Ledger::open(&home::ledger_file()?)?)
+}
+
+/// How a generation ended for the one who typed the command.
+pub(crate) struct Answered {
+    pub(crate) outcome: Outcome,
+    pub(crate) interrupted: bool,
+}
+
+/// Waits for the end of a generation, handing each paid piece of text to `show`. When it cannot be shown any more
+/// (a closed pipe), the request is cancelled: what was paid stays paid.
+pub(crate) fn follow(mut generation: Generation, mut show: impl FnMut(&str) -> io::Result<()>) -> Result<Answered, Failure> {
+    let canceller = generation.canceller();
+    interrupt::cancels(canceller.clone());
+    let mut broken = None;
+    let mut outcome = None;
+    while let Some(event) = generation.next_event() {
+        match event {
+            Event::Delta(delta) if broken.is_none() && !delta.text.is_empty() => {
+                if let Err(error) = show(&delta.text) {
+                    canceller.cancel();
+                    broken = Some(error);
+                }
+            }
+            Event::Delta(_) => {}
+            Event::Finished(ended) => outcome = Some(*ended),
+        }
+    }
+    let interrupted = interrupt::done();
+    let outcome = outcome.ok_or(tokrun_runtime::RuntimeError::Stopped)?;
+    match broken {
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::io("cannot write the answer", &error)),
+        _ => Ok(Answered { outcome, interrupted }),
+    }
+}
+
+/// Writes text to stdout, all of it or an error, at once.
+pub(crate) fn to_stdout(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+impl Answered {
+    /// How the process ends.
+    pub(crate) fn status(&self) -> Status {
+        match self.outcome.finish_reason {
+            _ if self.outcome.error.is_some() => Status::Failed,
+            _ if self.interrupted => Status::Interrupted,
+            FinishReason::Allowance => Status::Allowance,
+            _ => Status::Done,
+        }
+    }
+}
+
+/// The line of figures after an answer.
+pub(crate) fn figures(model: &str, device: &str, outcome: &Outcome) -> String {
+    let usage = &outcome.usage;
+    let mut parts = vec![
+        format!("{model} on {device}"),
+        format!("{} + {} tokens", output::grouped(usage.prompt_tokens), output::grouped(usage.completion_tokens)),
+    ];
+    if let Some(ttft_us) = outcome.timing.ttft_us {
+        parts.push(format!("first after {:.0} ms", output::ms(ttft_us)));
+    }
+    if let Some(rate) = outcome.timing.decode_tokens_per_s() {
+        parts.push(format!("{rate:.1} tokens/s"));
+    }
+    if let Some(itl) = outcome.timing.itl() {
+        parts.push(format!("p95 {:.1} ms a token", itl.p95_ms));
+    }
+    if let Some(allowance) = &outcome.allowance {
+        parts.push(format!(
+            "paid {}, {} left",
+            output::credits(allowance.debited),
+            output::credits(allowance.balance)
+        ));
+    }
+    format!("[{}]", parts.join(" · "))
+}
+
+/// Says that the allowance has ended, and what to do.
+pub(crate) fn allowance_ended(wallet: &str) -> Failure {
+    Failure::new(Status::Allowance, "allowance_exhausted", format!("the allowance of {wallet} has ended; what is shown is paid"))
+        .hint(format!("the ledger's owner can add to it: tokrun wallet grant {wallet} AMOUNT"))
+}

@@ -1,0 +1,227 @@
+//! `tokrun chat`: a conversation. Its history lives in memory; `/save` alone writes it down.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustyline::error::ReadlineError;
+use rustyline::history::MemHistory;
+use tokrun_engine::ChatMessage;
+use tokrun_ledger::{FinishReason, Ledger};
+use tokrun_runtime::{LedgerMeter, Payer, Prompt};
+
+use super::answer;
+use crate::args::{ChatArgs, Format};
+use crate::failure::{Failure, Status};
+use crate::load::{self, Found, Loaded};
+use crate::{home, interrupt, output};
+
+const HELP: &str = "\
+/help            this list
+/system TEXT     begin anew with this system message
+/reset           begin anew
+/retry           answer the last message again
+/balance         what the wallet has left
+/save FILE       write the conversation to a file, as JSON
+/quit            leave (Ctrl-D does too)
+Ctrl-C ends an answer; \"\"\" begins and ends a message of several lines.";
+
+pub(crate) fn run(args: ChatArgs) -> Result<Status, Failure> {
+    answer::check(&args.answer)?;
+    load::use_threads(args.answer.compute.threads)?;
+    interrupt::install()?;
+    let home = home::directory()?;
+    let payer = answer::payer(&args.answer.payer, &home)?;
+    let ledger = answer::ledger()?;
+    let found = load::find(&home, args.answer.model.as_deref())?;
+    let loaded = load::start(&found, Arc::new(LedgerMeter(ledger.clone())), 1)?;
+    let messages = args.answer.system.iter().map(|system| answer::message("system", system)).collect();
+    Chat { args, payer, ledger, found, loaded, messages }.run()
+}
+
+struct Chat {
+    args: ChatArgs,
+    payer: Payer,
+    ledger: Ledger,
+    found: Found,
+    loaded: Loaded,
+    messages: Vec<ChatMessage>,
+}
+
+/// What a line asks for.
+enum Turn {
+    Answer,
+    Nothing,
+    Quit,
+}
+
+impl Chat {
+    fn run(mut self) -> Result<Status, Failure> {
+        let mut input = Input::new()?;
+        if input.is_terminal() {
+            eprintln!("{} · /help lists the commands", self.found.name);
+        }
+        let mut status = Status::Done;
+        while let Some(line) = input.next_message()? {
+            match self.take(&line) {
+                Turn::Quit => break,
+                Turn::Nothing => {}
+                Turn::Answer => {
+                    status = self.answer()?;
+                    if status == Status::Allowance && !input.is_terminal() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(status)
+    }
+
+    fn take(&mut self, line: &str) -> Turn {
+        let Some(command) = line.strip_prefix('/') else {
+            self.messages.push(answer::message("user", line));
+            return Turn::Answer;
+        };
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        match name {
+            "quit" | "exit" | "bye" => return Turn::Quit,
+            "help" | "?" => eprintln!("{HELP}"),
+            "reset" | "clear" => self.messages.retain(|message| message.role == "system"),
+            "system" => self.messages = vec![answer::message("system", rest)],
+            "retry" => return self.retry(),
+            "balance" => self.balance(),
+            "save" if !rest.is_empty() => self.save(Path::new(rest)),
+            "save" => eprintln!("/save needs the name of a file"),
+            _ => eprintln!("there is no /{name}; /help lists the commands"),
+        }
+        Turn::Nothing
+    }
+
+    fn retry(&mut self) -> Turn {
+        if self.messages.last().is_some_and(|message| message.role == "assistant") {
+            self.messages.pop();
+        }
+        if self.messages.last().is_some_and(|message| message.role == "user") {
+            Turn::Answer
+        } else {
+            eprintln!("there is nothing to answer again");
+            Turn::Nothing
+        }
+    }
+
+    fn balance(&self) {
+        match self.ledger.wallet(&self.payer.wallet) {
+            Ok(wallet) => eprintln!("{} has {}", wallet.name, output::credits(wallet.balance)),
+            Err(error) => Failure::from(error).report(Format::Text),
+        }
+    }
+
+    fn save(&self, path: &Path) {
+        let turns: Vec<_> = self
+            .messages
+            .iter()
+            .map(|message| serde_json::json!({ "role": message.role, "content": message.content }))
+            .collect();
+        let text = serde_json::to_string_pretty(&turns).expect("strings are always valid JSON");
+        match std::fs::write(path, text + "\n") {
+            Ok(()) => eprintln!("saved to {}", path.display()),
+            Err(error) => eprintln!("cannot save to {}: {error}", path.display()),
+        }
+    }
+
+    /// One metered answer; what goes wrong with it does not end the conversation.
+    fn answer(&mut self) -> Result<Status, Failure> {
+        let prompt = Prompt::Chat(self.messages.clone());
+        let request = answer::request(prompt, &self.args.answer, &self.payer, &self.found)?;
+        let generation = match self.loaded.runtime.generate(request) {
+            Ok(generation) => generation,
+            Err(error) => {
+                let failure = Failure::from(&error);
+                failure.report(Format::Text);
+                self.messages.pop();
+                return Ok(failure.status);
+            }
+        };
+        let answered = answer::follow(generation, answer::to_stdout)?;
+        let outcome = &answered.outcome;
+        let _ = answer::to_stdout("\n");
+        if let Some(error) = &outcome.error {
+            Failure::from(error).report(Format::Text);
+        } else if outcome.finish_reason == FinishReason::Allowance {
+            answer::allowance_ended(&self.payer.wallet).report(Format::Text);
+        }
+        if !self.args.no_stats {
+            eprintln!("{}", answer::figures(&self.found.name, &self.loaded.runtime.info().device, outcome));
+        }
+        let status = answered.status();
+        self.messages.push(answer::message("assistant", answered.outcome.text));
+        Ok(if status == Status::Interrupted { Status::Done } else { status })
+    }
+}
+
+/// Lines from a terminal, with editing and history, or from a pipe.
+enum Input {
+    Terminal(Box<rustyline::Editor<(), MemHistory>>),
+    Pipe(io::Lines<io::StdinLock<'static>>),
+}
+
+impl Input {
+    fn new() -> Result<Self, Failure> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self::Pipe(io::stdin().lock().lines()));
+        }
+        let editor = rustyline::Editor::with_history(rustyline::Config::default(), MemHistory::new())
+            .map_err(|error| Failure::new(Status::Failed, "terminal", error.to_string()))?;
+        Ok(Self::Terminal(Box::new(editor)))
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
+    }
+
+    /// The next message or command; `None` at the end.
+    fn next_message(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            let Some(line) = self.line("> ")? else { return Ok(None) };
+            let line = line.trim();
+            let message = match line.strip_prefix("\"\"\"") {
+                Some(first) => self.block(first)?,
+                None => line.to_owned(),
+            };
+            if !message.is_empty() {
+                return Ok(Some(message));
+            }
+        }
+    }
+
+    /// Lines up to the closing `"""`.
+    fn block(&mut self, first: &str) -> Result<String, Failure> {
+        let mut lines = vec![first.to_owned()];
+        while !lines.last().is_some_and(|line| line.trim_end().ends_with("\"\"\"")) {
+            let Some(line) = self.line("… ")? else { break };
+            lines.push(line);
+        }
+        let text = lines.join("\n");
+        let text = text.trim_end();
+        Ok(text.strip_suffix("\"\"\"").unwrap_or(text).trim().to_owned())
+    }
+
+    fn line(&mut self, prompt: &str) -> Result<Option<String>, Failure> {
+        match self {
+            Self::Pipe(lines) => {
+                lines.next().transpose().map_err(|error| Failure::io("cannot read from stdin", &error))
+            }
+            Self::Terminal(editor) => match editor.readline(prompt) {
+                Ok(line) => {
+                    // A line that cannot be remembered can still be answered.
+                    let _ = editor.add_history_entry(&line);
+                    Ok(Some(line))
+                }
+                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+                Err(ReadlineError::Eof) => Ok(None),
+                Err(error) => Err(Failure::new(Status::Failed, "terminal", error.to_string())),
+            },
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `tokrun doctor`: what this machine has, and what to do about what is wrong.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokrun_ledger::Ledger;
+use tokrun_model::catalogue::{Catalogue, Entry};
+use tokrun_model::store::{Resolved, Store};
+use tokrun_model::{ModelFile, ModelInfo};
+
+use crate::args::{DoctorArgs, Format};
+use crate::failure::{Failure, Status};
+use crate::{home, output};
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Works, could be better.
+    Note,
+    Bad,
+}
+
+struct Finding {
+    about: &'static str,
+    verdict: Verdict,
+    what: String,
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn good(about: &'static str, what: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Good, what: what.into(), remedy: None }
+    }
+
+    fn note(about: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Note, what: what.into(), remedy: Some(remedy.into()) }
+    }
+
+    fn bad(about: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { about, verdict: Verdict::Bad, what: what.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<Status, Failure> {
+    let home = home::directory()?;
+    let memory_bytes = memory_available_bytes();
+    let mut findings = vec![processor(), gpu(), memory(memory_bytes)];
+    findings.push(storage(&home));
+    findings.push(model(&home, args.model.as_deref(), memory_bytes));
+    findings.extend(ledger(&home));
+    print(&findings, format);
+    let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Bad);
+    Ok(if healthy { Status::Done } else { Status::Failed })
+}
+
+fn processor() -> Finding {
+    let threads = tokrun_kernels::cpu::threads_available();
+    let extensions = tokrun_kernels::cpu::simd_extensions();
+    let what = format!("{threads} threads, {}", if extensions.is_empty() { "no vector extensions".to_owned() } else { extensions.join(" ") });
+    if cfg!(target_arch = "x86_64") && !extensions.contains(&"avx2") {
+        return Finding::note("processor", what, "generation is slow without AVX2; use a newer machine");
+    }
+    Finding::good("processor", what)
+}
+
+fn gpu() -> Finding {
+    use tokrun_kernels::cuda::{CudaUnavailable, probe};
+    match probe() {
+        Ok(machine) => {
+            let devices: Vec<String> = machine
+                .devices
+                .iter()
+                .map(|device| {
+                    format!(
+                        "cuda:{} {} (sm_{}{}), {} of {} free",
+                        device.ordinal,
+                        device.name,
+                        device.compute_capability.0,
+                        device.compute_capability.1,
+                        output::bytes(device.memory_free_bytes as u64),
+                        output::bytes(device.memory_total_bytes as u64),
+                    )
+                })
+                .collect();
+            let (major, minor) = machine.driver_version;
+            Finding::note(
+                "gpu",
+                format!("{}; driver for CUDA {major}.{minor}", devices.join("; ")),
+                "this version computes on the CPU only",
+            )
+        }
+        Err(CudaUnavailable::NoDriver) => {
+            Finding::good("gpu", "no CUDA driver; the CPU is used. With an Nvidia card, install its driver")
+        }
+        Err(reason @ CudaUnavailable::NoDevice) => {
+            Finding::note("gpu", reason.to_string(), "check that the card is visible: `nvidia-smi`, CUDA_VISIBLE_DEVICES")
+        }
+        Err(reason @ CudaUnavailable::Broken(_)) => {
+            Finding::note("gpu", reason.to_string(), "reinstall the driver, or reboot after an update of it")
+        }
+    }
+}
+
+fn memory_available_bytes() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let limited = system.cgroup_limits().map(|limits| limits.free_memory);
+    limited.unwrap_or(u64::MAX).min(system.available_memory())
+}
+
+fn memory(available_bytes: u64) -> Finding {
+    let what = format!("{} available", output::bytes(available_bytes));
+    if available_bytes < 500_000_000 {
+        return Finding::note("memory", what, "close other programs; the default model needs about 0.5 GB");
+    }
+    Finding::good("memory", what)
+}
+
+fn storage(home: &Path) -> Finding {
+    let remedy = "set TOKRUN_HOME to a directory you can write to";
+    if let Err(error) = std::fs::create_dir_all(home) {
+        return Finding::bad("home", format!("{}: {error}", home.display()), remedy);
+    }
+    match tokrun_ledger::fsync_probe_us(home) {
+        Ok(fsync_us) => {
+            let what = format!("{}, fsync {fsync_us} µs", home.display());
+            if fsync_us > 20_000 {
+                return Finding::note("home", what, "commits will be slow; put TOKRUN_HOME on a local SSD");
+            }
+            Finding::good("home", what)
+        }
+        Err(error) => Finding::bad("home", format!("{}: {error}", home.display()), remedy),
+    }
+}
+
+fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
+    let resolved = Catalogue::load(home).map_err(Failure::from).and_then(|catalogue| {
+        let wanted = wanted.unwrap_or(&catalogue.default_model().name).to_owned();
+        let store = Store::new(home, catalogue);
+        Ok(match store.resolve(&wanted)? {
+            Resolved::Local { path } => Ok((path, wanted.clone())),
+            Resolved::Pulled { path, entry } => Ok((path, entry.name.clone())),
+            Resolved::NotPulled { entry } => Err(not_here(entry)),
+        })
+    });
+    let (path, name) = match resolved {
+        Ok(Ok(found)) => found,
+        Ok(Err(finding)) => return finding,
+        Err(failure) => return Finding::bad("model", failure.message(), "tokrun model list shows the names"),
+    };
+    match ModelFile::open(&path) {
+        Ok(file) => fit(&name, file.info(), memory_bytes),
+        Err(error) => Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again")),
+    }
+}
+
+fn not_here(entry: &Entry) -> Finding {
+    let size = entry.size_bytes().map_or_else(String::new, |size| format!(", {}", output::bytes(size)));
+    Finding::note(
+        "model",
+        format!("{} is not here{size}", entry.name),
+        format!("tokrun model pull {}", entry.name),
+    )
+}
+
+fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
+    let room = memory_bytes.saturating_sub(info.weight_bytes);
+    let tokens = room.checked_div(info.kv_bytes_per_token).unwrap_or(u64::MAX).min(info.context_tokens as u64);
+    if tokens < 256 {
+        return Finding::bad(
+            "model",
+            format!("{name} needs {} for its weights alone, and {} are available", output::bytes(info.weight_bytes), output::bytes(memory_bytes)),
+            "choose a smaller model: tokrun model list",
+        );
+    }
+    Finding::good(
+        "model",
+        format!(
+            "{name} fits: {} of weights, and {} of {} tokens of context",
+            output::bytes(info.weight_bytes),
+            output::grouped(tokens),
+            output::grouped(info.context_tokens as u64)
+        ),
+    )
+}
+
+fn ledger(home: &Path) -> Vec<Finding> {
+    let file = home.join("ledger.db");
+    if !file.exists() {
+        return vec![Finding::good("ledger", "none yet; the first `generate` creates it")];
+    }
+    let health = match Ledger::open(&file).and_then(|ledger| ledger.health()) {
+        Ok(health) => health,
+        Err(error) => {
+            let failure = Failure::from(error);
+            return vec![Finding::bad("ledger", failure.message(), "tokrun ledger verify says what is wrong")];
+        }
+    };
+    let what = format!(
+        "schema {}, SQLite {}, {} entries, {} requests under way",
+        health.schema_version,
+        health.sqlite_version,
+        output::grouped(health.entries),
+        output::grouped(health.open_requests)
+    );
+    match health.bad {
+        Some(reason) => vec![Finding::bad(
+            "ledger",
+            format!("{what}; it is marked bad: {reason}"),
+            "restore a backup; `tokrun ledger verify` clears the mark when all is well",
+        )],
+        None => vec![Finding::good("ledger", what)],
+    }
+}
+
+fn print(findings: &[Finding], format: Format) {
+    if format == Format::Json {
+        let rows = findings.iter().map(|finding| {
+            json!({
+                "about": finding.about,
+                "verdict": match finding.verdict { Verdict::Good => "good", Verdict::Note => "note", Verdict::Bad => "bad" },
+                "what": finding.what,
+                "remedy": finding.remedy,
+            })
+        });
+        println!("{}", Value::from_iter(rows));
+        return;
+    }
+    for finding in findings {
+        let mark = match finding.verdict {
+            Verdict::Good => "ok  ",
+            Verdict::Note => "note",
+            Verdict::Bad => "BAD ",
+        };
+        println!("{mark} {:10} {}", finding.about, finding.what);
+        if let Some(remedy) = &finding.remedy {
+            println!("     {:10} {remedy}", "");
+        }
+    }
+}

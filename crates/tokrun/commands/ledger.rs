@@ -1,0 +1,68 @@
+//! `tokrun ledger`: whether the books are right, and a copy of them.
+
+use serde_json::json;
+use tokrun_ledger::Ledger;
+
+use crate::args::{Format, LedgerCommand};
+use crate::failure::{Failure, Status};
+use crate::output;
+
+pub(crate) fn run(command: LedgerCommand, format: Format) -> Result<Status, Failure> {
+    match command {
+        LedgerCommand::Verify => return verify(&super::answer::ledger()?, format),
+        LedgerCommand::Backup { file: to } => {
+            super::answer::ledger()?.backup(&to)?;
+            if format == Format::Json {
+                println!("{}", json!({ "file": to }));
+            } else {
+                println!("backed up to {}", to.display());
+            }
+        }
+    }
+    Ok(Status::Done)
+}
+
+/// A failed check names every problem, the first one first, and marks the ledger.
+fn verify(ledger: &Ledger, format: Format) -> Result<Status, Failure> {
+    let report = ledger.verify()?;
+    if format == Format::Json {
+        println!(
+            "{}",
+            json!({
+                "ok": report.passed(),
+                "entries": report.entries,
+                "wallets": report.wallets,
+                "requests": report.requests,
+                "open_requests": report.open_requests,
+                "head": report.head,
+                "problems": report.problems.iter().map(|problem| json!({ "entry": problem.entry, "what": problem.what })).collect::<Vec<_>>(),
+            })
+        );
+    } else {
+        for problem in &report.problems {
+            match problem.entry {
+                Some(entry) => eprintln!("entry {entry}: {}", problem.what),
+                None => eprintln!("{}", problem.what),
+            }
+        }
+    }
+    if !report.passed() {
+        if format != Format::Json {
+            Failure::new(Status::Failed, "ledger_bad", "the ledger contradicts itself; it spends nothing from now on")
+                .hint("restore a backup; `tokrun ledger verify` clears the mark when all is well")
+                .report(format);
+        }
+        return Ok(Status::Failed);
+    }
+    if format != Format::Json {
+        println!(
+            "the ledger is sound: {} entries, {} wallets, {} requests settled, {} open; head {}",
+            output::grouped(report.entries),
+            output::grouped(report.wallets),
+            output::grouped(report.requests),
+            output::grouped(report.open_requests),
+            report.head
+        );
+    }
+    Ok(Status::Done)
+}

@@ -1,0 +1,38 @@
+//! One file a command.
+
+mod answer;
+mod bench;
+mod chat;
+mod doctor;
+mod generate;
+mod ledger;
+mod model;
+mod usage;
+mod wallet;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, Command, Format};
+use crate::failure::{Failure, Status};
+
+/// Runs the command that was asked for.
+pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
+    let format = cli.output;
+    if matches!(format, Format::Md | Format::Csv) && !matches!(cli.command, Command::Bench(_)) {
+        return Err(Failure::new(Status::Usage, "usage", "only `bench` prints md and csv").hint("use text or json"));
+    }
+    match cli.command {
+        Command::Generate(args) => generate::run(*args, format),
+        Command::Chat(args) => chat::run(*args),
+        Command::Bench(args) => bench::run(&args, format),
+        Command::Model(command) => model::run(command, format),
+        Command::Wallet(command) => wallet::run(command, format),
+        Command::Usage(args) => usage::run(&args, format),
+        Command::Ledger(command) => ledger::run(command, format),
+        Command::Doctor(args) => doctor::run(&args, format),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tokrun", &mut std::io::stdout());
+            Ok(Status::Done)
+        }
+    }
+}

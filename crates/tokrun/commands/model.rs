@@ -1,0 +1,175 @@
+//! `tokrun model`: what there is to run.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokrun_model::{ModelFile, ModelInfo};
+use tokrun_model::catalogue::{Catalogue, Entry};
+use tokrun_model::store::{Resolved, Store};
+
+use crate::args::{Format, ModelCommand};
+use crate::failure::{Failure, Status};
+use crate::load;
+use crate::progress::Bar;
+use crate::{home, output};
+
+pub(crate) fn run(command: ModelCommand, format: Format) -> Result<Status, Failure> {
+    let home = home::directory()?;
+    let catalogue = Catalogue::load(&home)?;
+    let store = Store::new(&home, catalogue.clone());
+    match command {
+        ModelCommand::List => list(&catalogue, &store, format)?,
+        ModelCommand::Pull { name } => pull(&store, &name, format)?,
+        ModelCommand::Show { model } => show(&store, &model, format)?,
+        ModelCommand::Verify { name } => verify(&catalogue, &store, name, format)?,
+        ModelCommand::Remove { name } => {
+            store.remove(&name, &Bar::new())?;
+            match format {
+                Format::Json => println!("{}", json!({ "removed": name })),
+                _ => println!("removed {name}"),
+            }
+        }
+    }
+    Ok(Status::Done)
+}
+
+fn list(catalogue: &Catalogue, store: &Store, format: Format) -> Result<(), Failure> {
+    let local = store.list()?;
+    let here = |entry: &Entry| local.iter().any(|pulled| pulled.name == entry.name);
+    if format == Format::Json {
+        let models = catalogue.entries().iter().map(|entry| {
+            let mut object = json_entry(entry);
+            object["pulled"] = here(entry).into();
+            object["default"] = (entry.name == catalogue.default_model().name).into();
+            object
+        });
+        println!("{}", Value::from_iter(models));
+        return Ok(());
+    }
+    let rows = catalogue.entries().iter().map(|entry| {
+        vec![
+            entry.name.clone(),
+            entry.title.clone(),
+            entry.dtype.clone(),
+            entry.size_bytes().map_or_else(String::new, output::bytes),
+            output::grouped(entry.context_tokens as u64),
+            entry.licence.clone(),
+            if here(entry) { "here" } else { "" }.to_owned(),
+        ]
+    });
+    println!("{}", output::table(&["name", "model", "type", "size", "context", "licence", ""], &[3, 4], rows));
+    Ok(())
+}
+
+fn pull(store: &Store, name: &str, format: Format) -> Result<(), Failure> {
+    let path = match store.resolve(name)? {
+        Resolved::Local { path } | Resolved::Pulled { path, .. } => path,
+        Resolved::NotPulled { entry } => load::pull(store, entry)?,
+    };
+    match format {
+        Format::Json => println!("{}", json!({ "name": name, "path": path })),
+        _ => println!("{}", path.display()),
+    }
+    Ok(())
+}
+
+fn show(store: &Store, model: &str, format: Format) -> Result<(), Failure> {
+    let (entry, path) = match store.resolve(model)? {
+        Resolved::Local { path } => (None, Some(path)),
+        Resolved::Pulled { path, entry } => (Some(entry), Some(path)),
+        Resolved::NotPulled { entry } => (Some(entry), None),
+    };
+    let file = path.as_deref().map(ModelFile::open).transpose()?;
+    let file = file.as_ref().map(ModelFile::info);
+    if format == Format::Json {
+        let mut object = entry.map_or_else(|| json!({}), json_entry);
+        object["path"] = json!(path);
+        object["file"] = file.map_or(Value::Null, json_info);
+        println!("{object}");
+        return Ok(());
+    }
+    if let Some(entry) = entry {
+        show_entry(entry);
+    }
+    match (&path, file) {
+        (Some(path), Some(info)) => show_info(path, info),
+        _ => println!("{:12} not here; `tokrun model pull {model}` fetches it", "file"),
+    }
+    Ok(())
+}
+
+fn show_entry(entry: &Entry) {
+    println!("{:12} {} ({})", "model", entry.title, entry.name);
+    println!("{:12} {}", "licence", entry.licence);
+    println!("{:12} {}", "context", output::grouped(entry.context_tokens as u64));
+    let price = entry.price_at(jiff::Timestamp::now());
+    println!(
+        "{:12} {} a prompt token, {} cached, {} an output token",
+        "credits",
+        price.prompt.as_str(),
+        price.cached_prompt.as_str(),
+        price.output.as_str()
+    );
+    for source in &entry.sources {
+        println!("{:12} {source}", "source");
+    }
+}
+
+fn show_info(path: &Path, info: &ModelInfo) {
+    println!("{:12} {}", "file", path.display());
+    println!("{:12} {}", "family", info.architecture);
+    println!("{:12} {}, {:.2} M weights, {}", "weights", info.dtype, info.parameters as f64 / 1e6, output::bytes(info.weight_bytes));
+    println!("{:12} {} layers, {} tokens of vocabulary", "shape", info.layers, output::grouped(info.vocab_size as u64));
+    println!("{:12} {} a token", "KV cache", output::bytes(info.kv_bytes_per_token));
+}
+
+fn verify(catalogue: &Catalogue, store: &Store, name: Option<String>, format: Format) -> Result<(), Failure> {
+    let names = match name {
+        Some(name) => vec![catalogue.get(&name).map_or(name, |entry| entry.name.clone())],
+        None => store.list()?.into_iter().map(|pulled| pulled.name).collect(),
+    };
+    for name in &names {
+        let manifest = store.verify(name, &Bar::new())?;
+        if format != Format::Json {
+            println!("{name}: {} files as they were pulled", manifest.files.len());
+        }
+    }
+    if format == Format::Json {
+        println!("{}", json!({ "verified": names }));
+    } else if names.is_empty() {
+        println!("no models are here");
+    }
+    Ok(())
+}
+
+fn json_entry(entry: &Entry) -> Value {
+    let price = entry.price_at(jiff::Timestamp::now());
+    json!({
+        "name": entry.name,
+        "title": entry.title,
+        "dtype": entry.dtype,
+        "size_bytes": entry.size_bytes(),
+        "licence": entry.licence,
+        "context_tokens": entry.context_tokens,
+        "sources": entry.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "price": {
+            "prompt": price.prompt.as_str(),
+            "cached_prompt": price.cached_prompt.as_str(),
+            "output": price.output.as_str(),
+        },
+    })
+}
+
+fn json_info(info: &ModelInfo) -> Value {
+    json!({
+        "architecture": info.architecture,
+        "name": info.name,
+        "dtype": info.dtype,
+        "parameters": info.parameters,
+        "weight_bytes": info.weight_bytes,
+        "context_tokens": info.context_tokens,
+        "vocab_size": info.vocab_size,
+        "layers": info.layers,
+        "kv_bytes_per_token": info.kv_bytes_per_token,
+    })
+}

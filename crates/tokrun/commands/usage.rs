@@ -1,0 +1,71 @@
+//! `tokrun usage`: what was served to whom, and how fast.
+
+use serde_json::{Value, json};
+use tokrun_ledger::{Percentiles, UsageBy, UsageQuery, UsageRow};
+
+use super::answer;
+use crate::args::{Format, GroupBy, UsageArgs};
+use crate::failure::{Failure, Status};
+use crate::output;
+
+pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
+    let (by, name) = match args.by {
+        GroupBy::User => (UsageBy::User, "user"),
+        GroupBy::Model => (UsageBy::Model, "model"),
+        GroupBy::Day => (UsageBy::Day { time_zone: jiff::tz::TimeZone::system() }, "day"),
+    };
+    let rows = answer::ledger()?.usage(&UsageQuery { by, since: args.since, until: args.until })?;
+    if format == Format::Json {
+        println!("{}", Value::from_iter(rows.iter().map(|row| json_row(name, row))));
+        return Ok(Status::Done);
+    }
+    let header = [
+        name, "requests", "prompt", "output", "total", "paid", "tokens/s", "decode/s", "ttft p50", "p95 ms", "itl p50",
+        "p95", "p99 ms",
+    ];
+    let table = output::table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().map(text_row));
+    println!("{table}");
+    Ok(Status::Done)
+}
+
+fn text_row(row: &UsageRow) -> Vec<String> {
+    let rate = |rate: Option<f64>| rate.map_or_else(String::new, |rate| format!("{rate:.1}"));
+    let of = |percentiles: &Option<Percentiles>, pick: fn(&Percentiles) -> f64| {
+        percentiles.as_ref().map_or_else(String::new, |percentiles| format!("{:.1}", pick(percentiles)))
+    };
+    vec![
+        row.key.clone(),
+        output::grouped(row.requests),
+        output::grouped(row.prompt_tokens),
+        output::grouped(row.output_tokens),
+        output::grouped(row.total_tokens),
+        output::credits(row.debited),
+        rate(row.tokens_per_s),
+        rate(row.decode_tokens_per_s),
+        of(&row.ttft_ms, |ms| ms.p50),
+        of(&row.ttft_ms, |ms| ms.p95),
+        of(&row.itl_ms, |ms| ms.p50),
+        of(&row.itl_ms, |ms| ms.p95),
+        of(&row.itl_ms, |ms| ms.p99),
+    ]
+}
+
+fn json_row(name: &str, row: &UsageRow) -> Value {
+    let percentiles = |percentiles: &Option<Percentiles>| {
+        percentiles.as_ref().map(|ms| json!({ "p50": ms.p50, "p95": ms.p95, "p99": ms.p99 }))
+    };
+    json!({
+        name: row.key,
+        "requests": row.requests,
+        "prompt_tokens": row.prompt_tokens,
+        "cached_tokens": row.cached_tokens,
+        "completion_tokens": row.output_tokens,
+        "total_tokens": row.total_tokens,
+        "debited": output::credits_json(row.debited),
+        "unit": "credits",
+        "tokens_per_s": row.tokens_per_s,
+        "decode_tokens_per_s": row.decode_tokens_per_s,
+        "ttft_ms": percentiles(&row.ttft_ms),
+        "itl_ms": percentiles(&row.itl_ms),
+    })
+}

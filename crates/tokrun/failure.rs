@@ -1,0 +1,196 @@
+//! What went wrong, as a person or a script is told.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use tokrun_engine::{EngineError, InvalidParameter, SubmitError};
+use tokrun_ledger::LedgerError;
+use tokrun_model::ModelError;
+use tokrun_model::catalogue::CatalogueError;
+use tokrun_model::pull::PullError;
+use tokrun_model::store::StoreError;
+use tokrun_runtime::RuntimeError;
+
+use crate::args::Format;
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Allowance = 3,
+    Unknown = 4,
+    Interrupted = 130,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+/// A failure: what happened, and what to do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: Status,
+    code: &'static str,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(status: Status, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Ctrl-C before anything was generated.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Status::Interrupted, "interrupted", "interrupted")
+    }
+
+    /// An I/O error on something the user named.
+    pub(crate) fn io(what: &str, error: &std::io::Error) -> Self {
+        Self::new(Status::Failed, "io", format!("{what}: {error}"))
+    }
+
+    fn of(status: Status, code: &'static str, error: &dyn Error) -> Self {
+        Self::new(status, code, chain(error))
+    }
+
+    /// On stderr for people; with `--output json` as one object on stdout.
+    pub(crate) fn report(&self, format: Format) {
+        if format == Format::Json {
+            println!("{}", serde_json::json!({ "error": self.json() }));
+            return;
+        }
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+
+    /// What happened, in one line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// `{code, message, hint}`.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "code": self.code, "message": self.message, "hint": self.hint })
+    }
+}
+
+/// An error with its causes, once each: `cannot read x: No such file or directory`.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Library errors whose status does not depend on their variant.
+macro_rules! always {
+    ($($error:ty => $status:ident, $code:literal;)*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::of(Status::$status, $code, &error)
+            }
+        }
+    )*};
+}
+
+always! {
+    CatalogueError => Failed, "bad_catalogue";
+    PullError => Failed, "pull_failed";
+    ModelError => Failed, "bad_model";
+    InvalidParameter => Usage, "usage";
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NoSuchModel { .. } => Self::of(Status::Unknown, "unknown_model", &error)
+                .hint("`tokrun model list` shows the names; a path to a model works too"),
+            StoreError::NotAModel { path, .. } if !path.exists() => Self::of(Status::Unknown, "unknown_model", &error),
+            StoreError::NotPulled { .. } => Self::of(Status::Unknown, "unknown_model", &error),
+            _ => Self::of(Status::Failed, "model_store", &error),
+        }
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&LedgerError> for Failure {
+    fn from(error: &LedgerError) -> Self {
+        use LedgerError as E;
+        let (status, code) = match error {
+            E::UnknownWallet { .. } => (Status::Unknown, "unknown_wallet"),
+            E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
+            E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
+            E::WalletExists { .. } => (Status::Failed, "wallet_exists"),
+            E::InvalidName { .. } | E::InvalidGrant { .. } | E::IdempotencyConflict { .. } => (Status::Usage, "usage"),
+            E::Bad { .. } | E::Corrupt { .. } => (Status::Failed, "ledger_bad"),
+            E::NewerSchema { .. } => (Status::Failed, "ledger_newer"),
+            E::DiskFull => (Status::Failed, "disk_full"),
+            E::ReadOnly { .. } => (Status::Failed, "read_only"),
+            _ => (Status::Failed, "ledger"),
+        };
+        Self::of(status, code, error)
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&EngineError> for Failure {
+    fn from(error: &EngineError) -> Self {
+        let (status, code) = match error {
+            EngineError::InvalidParameter(_) | EngineError::TemplateRefused { .. } => (Status::Usage, "usage"),
+            EngineError::NoChatTemplate => (Status::Usage, "no_chat_template"),
+            _ => (Status::Failed, "engine"),
+        };
+        Self::of(status, code, error)
+    }
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(error: RuntimeError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&RuntimeError> for Failure {
+    fn from(error: &RuntimeError) -> Self {
+        match error {
+            RuntimeError::Ledger(error) => Self::from(error),
+            RuntimeError::Engine(error) => Self::from(error),
+            RuntimeError::Unpaid(cause) => Self { message: chain(error), ..Self::from(cause) },
+            RuntimeError::Submit(SubmitError::QueueFull { .. } | SubmitError::Stopped) => {
+                Self::of(Status::Failed, "engine", error)
+            }
+            RuntimeError::Submit(_) => Self::of(Status::Usage, "usage", error),
+            RuntimeError::NoTemplate(_) => Self::of(Status::Usage, "no_chat_template", error),
+            _ => Self::of(Status::Failed, "model_failed", error),
+        }
+    }
+}

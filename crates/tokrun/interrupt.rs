@@ -1,0 +1,54 @@
+//! Ctrl-C: the first ends what is being generated, cleanly; another, or one with nothing running, ends the process.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use tokrun_runtime::Canceller;
+
+use crate::failure::{Failure, Status};
+
+#[derive(Default)]
+struct State {
+    running: Option<Canceller>,
+    requested: bool,
+}
+
+static STATE: OnceLock<Mutex<State>> = OnceLock::new();
+
+fn with_state<T>(change: impl FnOnce(&mut State) -> T) -> T {
+    let state = STATE.get_or_init(Mutex::default);
+    change(&mut state.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Takes over Ctrl-C, termination and hang-up.
+pub(crate) fn install() -> Result<(), Failure> {
+    ctrlc::set_handler(on_signal)
+        .map_err(|error| Failure::new(Status::Failed, "signal", format!("cannot handle Ctrl-C: {error}")))
+}
+
+fn on_signal() {
+    let leave = with_state(|state| match &state.running {
+        Some(canceller) if !state.requested => {
+            canceller.cancel();
+            state.requested = true;
+            false
+        }
+        _ => true,
+    });
+    if leave {
+        // Nothing is lost: what was paid is in the ledger, and its next start settles what is open.
+        std::process::exit(Status::Interrupted as i32);
+    }
+}
+
+/// Says what the next Ctrl-C is to cancel.
+pub(crate) fn cancels(canceller: Canceller) {
+    with_state(|state| *state = State { running: Some(canceller), requested: false });
+}
+
+/// Nothing is running any more. Returns whether Ctrl-C had ended it.
+pub(crate) fn done() -> bool {
+    with_state(|state| {
+        state.running = None;
+        std::mem::take(&mut state.requested)
+    })
+}

@@ -1,0 +1,138 @@
+//! From what the user named to a model that speaks.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokrun_engine::{ChatTemplate, EngineOptions, Tokenizer};
+use tokrun_ledger::{Credits, Price};
+use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
+use tokrun_model::store::{Resolved, Store};
+use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
+use tokrun_runtime::{Meter, Runtime, TextModel};
+
+use crate::args::Device;
+use crate::failure::{Failure, Status};
+use crate::progress::Bar;
+
+/// A model that was found on disk, fetched if need be.
+pub(crate) struct Found {
+    /// Its name in the catalogue, or that of its file.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) entry: Option<Entry>,
+}
+
+/// The model the user named, or the default; a catalogue model that is not here is pulled.
+pub(crate) fn find(home: &Path, wanted: Option<&str>) -> Result<Found, Failure> {
+    let catalogue = Catalogue::load(home)?;
+    let wanted = wanted.map_or_else(|| catalogue.default_model().name.clone(), str::to_owned);
+    let store = Store::new(home, catalogue);
+    match store.resolve(&wanted)? {
+        Resolved::Local { path } => {
+            let name = path.file_stem().map_or(wanted, |stem| stem.to_string_lossy().into_owned());
+            Ok(Found { name, path, entry: None })
+        }
+        Resolved::Pulled { path, entry } => Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) }),
+        Resolved::NotPulled { entry } => {
+            let path = pull(&store, entry)?;
+            Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) })
+        }
+    }
+}
+
+/// Fetches a model of the catalogue.
+pub(crate) fn pull(store: &Store, entry: &Entry) -> Result<PathBuf, Failure> {
+    Ok(store.pull(entry, &Bar::new())?)
+}
+
+impl Found {
+    /// What a token of this model costs now. A model outside the catalogue costs the default: a credit a token.
+    pub(crate) fn price(&self) -> Result<Price, Failure> {
+        let Some(entry) = &self.entry else { return Ok(Price::default()) };
+        let price = entry.price_at(jiff::Timestamp::now());
+        Ok(Price {
+            prompt: credits(&price.prompt)?,
+            cached_prompt: credits(&price.cached_prompt)?,
+            output: credits(&price.output)?,
+        })
+    }
+
+    /// How the model's makers sample from it.
+    pub(crate) fn sampling(&self) -> SamplingDefaults {
+        self.entry.as_ref().map(|entry| entry.sampling.clone()).unwrap_or_default()
+    }
+
+    /// Reads the header.
+    pub(crate) fn open(&self) -> Result<ModelFile, Failure> {
+        Ok(ModelFile::open(&self.path)?)
+    }
+}
+
+/// The catalogue's decimals as the ledger's credits.
+pub(crate) fn credits(amount: &Decimal) -> Result<Credits, Failure> {
+    amount.as_str().parse().map_err(|error| {
+        Failure::new(Status::Failed, "bad_catalogue", format!("the amount `{}`: {error}", amount.as_str()))
+            .hint("correct it in models.toml")
+    })
+}
+
+/// A running model.
+pub(crate) struct Loaded {
+    pub(crate) runtime: Runtime,
+    pub(crate) info: ModelInfo,
+    pub(crate) load_ms: f64,
+}
+
+/// Loads the weights and starts the engine on them.
+pub(crate) fn start(found: &Found, meter: Arc<dyn Meter>, sequences_max: usize) -> Result<Loaded, Failure> {
+    let begun = Instant::now();
+    let file = found.open()?;
+    // The tokenizer is built while the weights are read.
+    let (executor, tokenizer) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));
+        let executor = file.load(&LoadOptions { sequences_max: Some(sequences_max) });
+        (executor, tokenizer.join())
+    });
+    let tokenizer = tokenizer.map_err(|_| {
+        Failure::new(Status::Failed, "tokenizer", format!("the tokenizer of {} cannot be built", file.path().display()))
+    })??;
+    let model = TextModel {
+        name: found.name.clone(),
+        executor: executor?,
+        tokenizer: Arc::new(tokenizer),
+        template: ChatTemplate::compile(file.assets()),
+        end_tokens: file.assets().end_token_ids.clone(),
+    };
+    let options = EngineOptions { sequences_max: Some(sequences_max), ..EngineOptions::default() };
+    let runtime = Runtime::start(model, meter, options)?;
+    Ok(Loaded { runtime, info: file.info().clone(), load_ms: begun.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// Refuses a device that cannot compute, and says what can.
+pub(crate) fn check_device(device: Device) -> Result<(), Failure> {
+    let Device::Cuda(ordinal) = device else { return Ok(()) };
+    let failure = match tokrun_kernels::cuda::probe() {
+        Err(reason) => Failure::new(Status::Failed, "no_cuda", reason.to_string()),
+        Ok(machine) if ordinal >= machine.devices.len() => Failure::new(
+            Status::Failed,
+            "no_cuda",
+            format!("there is no CUDA device {ordinal}; the driver reports {}", machine.devices.len()),
+        ),
+        Ok(_) => Failure::new(Status::Failed, "no_cuda", "this version computes on the CPU only"),
+    };
+    Err(failure.hint("use --device cpu; `tokrun doctor` shows what this machine has"))
+}
+
+/// candle reads its thread count from the environment, once: the process starts itself anew with it set.
+pub(crate) fn use_threads(threads: Option<u16>) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt;
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    let Some(threads) = threads.map(|threads| threads.to_string()) else { return Ok(()) };
+    if std::env::var(VARIABLE).is_ok_and(|value| value == threads) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).env(VARIABLE, threads).exec();
+    Err(Failure::io("cannot start anew with that many threads", &error))
+}

@@ -1,0 +1,90 @@
+//! How figures are printed.
+
+use comfy_table::{CellAlignment, Table, presets};
+use tokrun_ledger::{Credits, MICRO};
+
+/// A number with thousands separated: `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Credits for people: `1,000,000` or `-12.5`.
+pub(crate) fn credits(credits: Credits) -> String {
+    let plain = credits.to_string();
+    let (sign, plain) = plain.strip_prefix('-').map_or(("", plain.as_str()), |rest| ("-", rest));
+    let (whole, fraction) = plain.split_once('.').map_or((plain, ""), |(whole, fraction)| (whole, fraction));
+    let whole = whole.parse().map_or_else(|_| whole.to_owned(), grouped);
+    if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+}
+
+/// Credits for programs: a JSON number, whole where it is whole.
+pub(crate) fn credits_json(credits: Credits) -> serde_json::Value {
+    let micro = credits.micro();
+    if micro % MICRO == 0 { (micro / MICRO).into() } else { (micro as f64 / MICRO as f64).into() }
+}
+
+/// Bytes in the unit that reads best: `98.4 MB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+/// Three significant decimals are plenty for a duration in ms.
+pub(crate) fn ms(us: u64) -> f64 {
+    us as f64 / 1e3
+}
+
+/// A plain table; the columns in `numeric` are aligned to the right.
+pub(crate) fn table(header: &[&str], numeric: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for &index in numeric {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn credits_keep_their_fraction() {
+        assert_eq!(credits(Credits::from_micro(1_234_567_500_000)), "1,234,567.5");
+        assert_eq!(credits(Credits::from_micro(-2_500_000)), "-2.5");
+        assert_eq!(credits_json(Credits::from_micro(3_000_000)), serde_json::json!(3));
+        assert_eq!(credits_json(Credits::from_micro(250_000)), serde_json::json!(0.25));
+    }
+
+    #[test]
+    fn bytes_take_the_unit_that_fits() {
+        assert_eq!(bytes(512), "512 B");
+        assert_eq!(bytes(98_362_432), "98.4 MB");
+    }
+}
