@@ -123,13 +123,13 @@ impl<'a> Hub<'a> {
             return Ok(Some(file));
         }
         if self.options.offline {
-            return self.from_cache(remote, local, wanted);
+            return self.take_cached(remote, local, wanted);
         }
         let head = match self.head(remote) {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(None),
             Err(error @ SourceError::Unreachable { .. }) => {
-                return self.from_cache(remote, local, wanted)?.map(Some).ok_or(error.into());
+                return self.take_cached(remote, local, wanted)?.map(Some).ok_or(error.into());
             }
             Err(error) => return Err(error.into()),
         };
@@ -166,7 +166,7 @@ impl<'a> Hub<'a> {
     }
 
     /// What the shared cache holds under that name, where the hub cannot be asked.
-    fn from_cache(&self, remote: &str, local: &str, wanted: Option<&Digest>) -> Result<Option<ManifestFile>, Failure> {
+    fn take_cached(&self, remote: &str, local: &str, wanted: Option<&Digest>) -> Result<Option<ManifestFile>, Failure> {
         // A file of known content would have been found by its digest: what the cache has is another one.
         let Some(cached) = self.cached(remote).filter(|_| wanted.is_none()) else { return Ok(None) };
         let digest = digest(&cached, self.progress)?;

@@ -100,6 +100,6 @@ fn last_words(output: &Output) -> String {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let errors: Vec<&str> = lines().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
     let words =
-        if errors.is_empty() { lines().last().unwrap_or("it said nothing").to_owned() } else { errors.join("; ") };
+        if errors.is_empty() { lines().next_back().unwrap_or("it said nothing").to_owned() } else { errors.join("; ") };
     words.chars().take(400).collect()
 }

@@ -53,7 +53,12 @@ fn an_unfinished_directory_goes_on_where_it_stopped() {
     hub.serve("tokenizer.json", large(&content(9_000)));
     hub.serve("model.safetensors", Remote { dead: true, ..large(&content(50_000)) });
     let home = Home::safetensors();
+    // The etag of a small file is no digest, so nothing shows that this part belongs to it.
+    let staging = home.path().join("models/tiny.part");
+    fs::create_dir_all(&staging).unwrap();
+    fs::write(staging.join("config.json.0123.part"), "[").unwrap();
     assert!(matches!(home.refused(&hub.options(home.path())), SourceError::BrokenOff { .. }));
+    assert_eq!(fs::read_to_string(staging.join("config.json")).unwrap(), "{}");
     assert!(!home.is_pulled());
     hub.change("model.safetensors", |remote| remote.dead = false);
     let path = home.pull(&hub.options(home.path())).unwrap();
