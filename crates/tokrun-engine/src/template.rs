@@ -87,7 +87,7 @@ impl ChatTemplate {
     /// When the template refuses the conversation (`raise_exception`), or fails.
     pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<String, EngineError> {
         let now = options.now;
-        let special_tokens: Value = self.special_tokens.iter().map(|(name, token)| (*name, token.as_str())).collect();
+        let special_tokens = Value::from_pairs(self.special_tokens.iter().map(|(name, token)| (*name, token.as_str())));
         let context = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt => options.add_generation_prompt,
