@@ -129,7 +129,7 @@ pub(crate) fn head(conn: &Connection) -> Result<Head> {
     conn.prepare_cached("SELECT entry, count, hash FROM head WHERE id = 1")?
         .query_row([], |row| Ok(Head { entry: row.get(0)?, count: row.get(1)?, hash: row.get(2)? }))
         .optional()?
-        .ok_or_else(|| LedgerError::Corrupt { reason: "the head of the chain is missing".into() })
+        .ok_or_else(|| LedgerError::Bad { reason: "the head of the chain is missing".into() })
 }
 
 /// Reads one entry.

@@ -37,7 +37,7 @@ pub struct Health {
 
 /// Reads the state.
 pub(crate) fn health(conn: &Connection, path: &Path) -> Result<Health> {
-    let sql = "SELECT (SELECT count FROM head), (SELECT count(*) FROM wallet), (SELECT count(*) FROM open_request), \
+    let sql = "SELECT coalesce((SELECT count FROM head), 0), (SELECT count(*) FROM wallet), (SELECT count(*) FROM open_request), \
          service, bad FROM meta WHERE id = 1";
     let health = conn.query_row(sql, [], |row| {
         Ok(Health {

@@ -194,7 +194,7 @@ impl Ledger {
 
     /// Every wallet, by name.
     pub fn wallets(&self) -> Result<Vec<WalletView>> {
-        self.read(|conn, now_us| query::wallets(conn, now_us))
+        self.read(query::wallets)
     }
 
     /// One wallet.
@@ -216,12 +216,17 @@ impl Ledger {
 /// Care.
 impl Ledger {
     /// Checks everything there is to check, while others go on writing. A failure marks the ledger bad, so that it spends
-    /// nothing; a success takes that mark away. A ledger open for reading alone is checked and not marked.
+    /// nothing; a success takes that mark away. A ledger open for reading alone is checked and not marked, nor is one
+    /// whose disk takes nothing any more.
     pub fn verify(&self) -> Result<VerifyReport> {
         let report = self.read(|conn, _| verify::verify(conn))?;
         let mark = report.mark();
         if self.0.writer.is_some() && report.mark_before != mark {
-            self.write(move |tx| admin::set_bad(tx, mark))?;
+            let marked = self.write(move |tx| admin::set_bad(tx, mark));
+            // What was found must be told even if it cannot be written down.
+            if report.passed() {
+                marked?;
+            }
         }
         Ok(report)
     }
@@ -282,3 +287,6 @@ impl Drop for Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

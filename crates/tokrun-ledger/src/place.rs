@@ -83,8 +83,11 @@ impl WriteLock {
     /// Opens, and if need be creates, the lock file beside the ledger.
     pub(crate) fn open(place: &Place) -> Result<WriteLock> {
         let path = place.beside(".lock");
-        let file = open_private(OpenOptions::new().read(true).write(true).create(true).truncate(false), &path)
-            .map_err(|source| LedgerError::io("open", &path, source))?;
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_lock_file(&path),
+            outcome => outcome,
+        };
+        let file = file.map_err(|source| LedgerError::io("open", &path, source))?;
         Ok(WriteLock { file, path })
     }
 
@@ -109,6 +112,19 @@ impl Drop for WriteTurn<'_> {
         // It can fail only if the descriptor is not ours, and closing it at exit unlocks as well.
         self.0.unlock().ok();
     }
+}
+
+/// Creates a file to be locked. It is empty, and readable by everybody who gets as far as its directory: a lock that the
+/// superuser left must not shut the owner out.
+pub(crate) fn create_lock_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Another user's file, created just now, has these permissions already.
+        file.set_permissions(fs::Permissions::from_mode(0o644)).ok();
+    }
+    Ok(file)
 }
 
 /// Opens a file that only its owner may read.

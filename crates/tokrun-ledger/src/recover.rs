@@ -4,13 +4,13 @@
 //! can take that lock knows that the owner is dead, and settles those rows with what they had recorded. No process ids:
 //! they are reused, and mean nothing across containers.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::place::{Place, create_dir_private, open_private};
+use crate::place::{Place, create_dir_private, create_lock_file};
 use crate::request;
 use crate::writer::Tx;
 use crate::{FinishReason, LedgerError, Result};
@@ -35,7 +35,7 @@ impl RunLock {
         // Locked before it has the name that others look for, or they would take it for a dead process's.
         let unnamed = directory.join(format!("{owner}.new"));
         let failed = |source| LedgerError::io("lock", &path, source);
-        let file = open_private(OpenOptions::new().write(true).create_new(true), &unnamed).map_err(failed)?;
+        let file = create_lock_file(&unnamed).map_err(failed)?;
         file.lock().and_then(|()| fs::rename(&unnamed, &path)).map_err(failed)?;
         Ok(RunLock { owner, path, _file: file })
     }
@@ -112,7 +112,7 @@ fn settle_all(tx: &mut Tx<'_>, owner: &str) -> Result<()> {
 /// Takes the lock of a process if it is dead. One that is missing, as in a restored backup, counts as dead: a process
 /// that lives in spite of it is told so at its next debit, and delivers nothing more.
 fn take(path: PathBuf) -> Option<Dead> {
-    match OpenOptions::new().write(true).open(&path) {
+    match File::open(&path) {
         Ok(file) => match file.try_lock() {
             Ok(()) => Some(Dead { path, file: Some(file) }),
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,

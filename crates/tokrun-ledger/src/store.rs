@@ -62,8 +62,17 @@ pub(crate) fn pristine() -> Result<Connection> {
     Ok(conn)
 }
 
-/// The cheap check of every start: the head agrees with the last entry, and that entry with its own hash.
+/// The cheap check of every start: the head agrees with the last entry, and that entry with its own hash. What does not
+/// even read as an entry contradicts itself as well; pages that SQLite cannot read are an error.
 pub(crate) fn quick_check(conn: &Connection) -> Result<Option<String>> {
+    match contradiction(conn) {
+        Err(LedgerError::Bad { reason }) => Ok(Some(reason)),
+        Err(LedgerError::Sqlite(error)) => Ok(Some(error.to_string())),
+        outcome => outcome,
+    }
+}
+
+fn contradiction(conn: &Connection) -> Result<Option<String>> {
     let head = chain::head(conn)?;
     let last: i64 = conn.query_row("SELECT coalesce(max(id), 0) FROM entry", [], |row| row.get(0))?;
     if (head.entry, head.count) != (last, last) {

@@ -73,7 +73,9 @@ pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
     for check in [check_chain, check_postings, check_grants, check_log, check_open_requests, check_file, check_schema] {
         match check(conn, &mut report) {
             Ok(()) => {}
-            Err(LedgerError::Corrupt { reason } | LedgerError::DiskFailed { reason }) => report.add(None, reason),
+            Err(LedgerError::Bad { reason } | LedgerError::Corrupt { reason } | LedgerError::DiskFailed { reason }) => {
+                report.add(None, reason)
+            }
             // What cannot even be read as what it should be.
             Err(LedgerError::Sqlite(error)) => report.add(None, error.to_string()),
             Err(error) => return Err(error),

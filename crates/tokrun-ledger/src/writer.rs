@@ -141,8 +141,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Writes the entry of a grant that became effective or expired. `request` tells money that came back too late from
-    /// the request of that name apart from the expiry itself.
+    /// Writes the entry of a grant that became effective or expired. `request` names the one whose money came back too
+    /// late, if that is how it expired.
     pub(crate) fn write_event(&self, wallet: i64, purse: &Purse, event: &Event, request: Option<&str>) -> Result<()> {
         let grant = &purse.grants[event.grant];
         let (kind, other, signed) = match event.kind {
@@ -154,10 +154,11 @@ impl Tx<'_> {
             EventKind::Activate => self.memo_digest(grant.seq)?,
             EventKind::Expire => None,
         };
-        let mut key = format!("{kind}:{}", grant.id);
-        if let Some(request) = request {
-            key = format!("{key}:{request}");
-        }
+        let key = match event.kind {
+            EventKind::Activate => format!("{kind}:{}", grant.id),
+            // A grant can expire several times: what is held comes back late, and clocks are set back.
+            EventKind::Expire => format!("{kind}:{}:{}", grant.id, chain::head(self.conn)?.entry + 1),
+        };
         let draft = Draft {
             kind,
             idempotency_key: &key,

@@ -176,6 +176,30 @@ fn a_hold_outlives_its_grant_and_what_is_left_of_it_expires() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_breaks_nothing() {
+    let home = Home::new();
+    let ledger = home.open();
+    ledger.create_wallet("ada", None).unwrap();
+    let expires = Some(at(START_US + 10_000_000));
+    ledger.grant(GrantRequest { expires, ..GrantRequest::new("ada", credits(20)) }).unwrap();
+    ledger.admit(admission("held", "ada", 5)).unwrap();
+    home.pass(10);
+    ledger.create_wallet("bob", None).unwrap();
+    assert!(matches!(ledger.admit(admission("late", "ada", 1)), Err(LedgerError::Exhausted { .. })));
+    ledger.grant(GrantRequest::new("ada", credits(1))).unwrap();
+    home.pass(-5);
+    settle(&ledger, "held", FinishReason::Cancelled).unwrap();
+    assert_eq!(ledger.wallet("ada").unwrap().grants[0].remaining, credits(6), "what was held came back in time");
+    verify(&ledger);
+    home.pass(5);
+    ledger.grant(GrantRequest::new("ada", credits(1))).unwrap();
+    assert_eq!(balance(&ledger, "ada"), credits(2), "and expires again");
+    let expired = ledger.statement("ada", None, None).unwrap().lines;
+    assert_eq!(expired.iter().filter(|line| line.kind == StatementKind::Expire).count(), 2);
+    verify(&ledger);
+}
+
+#[test]
 fn refusals_change_nothing_and_say_why() {
     let home = Home::new();
     let ledger = home.open();

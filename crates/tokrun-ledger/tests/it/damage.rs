@@ -151,6 +151,8 @@ fn the_quick_check_of_a_start_finds_a_forged_end() {
     for sql in [
         "UPDATE head SET hash = zeroblob(32)",
         "UPDATE head SET count = 4",
+        "DELETE FROM head",
+        "UPDATE entry SET hash = x'00' WHERE id = 5",
         "UPDATE posting SET amount = amount * 2 WHERE entry = 5",
         "UPDATE entry SET request_id = 'r9' WHERE id = 5",
         "DELETE FROM posting WHERE entry = 5; DELETE FROM entry WHERE id = 5",

@@ -1,0 +1,116 @@
+//! What a durable debit costs on this disk and this machine.
+//!
+//! `cargo run --release -p tokrun-ledger --example commits [DIRECTORY]`, in the current directory without one.
+
+#![allow(clippy::print_stdout, reason = "it prints its measurements")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tokrun_ledger::{
+    Admission, Credits, Debit, FinishReason, GrantRequest, LatencyHistogram, Ledger, Price, PromptDebit, Settlement,
+    fsync_probe_us,
+};
+
+const MEASURED: Duration = Duration::from_secs(4);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let directory = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
+    println!(
+        "| requests | wallets | commits/s | debits/s | commit p50 / p99 ms | writer CPU us/commit | fsync p50 us |"
+    );
+    println!("|---:|---:|---:|---:|---:|---:|---:|");
+    for (requests, wallets) in [(1, 1), (16, 1), (16, 16), (64, 1), (64, 64)] {
+        let home = tempfile::tempdir_in(&directory)?;
+        let ledger = Ledger::open(&home.path().join("ledger.db"))?;
+        start(&ledger, requests, wallets)?;
+        let fsync_us = fsync_probe_us(home.path())?;
+        let run = measure(&ledger, requests)?;
+        let ms = |quantile| run.latency.quantile_us(quantile).unwrap_or(0) as f64 / 1000.0;
+        let cpu = run.writer_cpu.map_or("?".to_owned(), |cpu| format!("{:.0}", cpu.as_secs_f64() * 1e6 / run.commits));
+        println!(
+            "| {requests} | {wallets} | {:.0} | {:.0} | {:.1} / {:.1} | {cpu} | {fsync_us} |",
+            run.commits / run.elapsed.as_secs_f64(),
+            run.commits * requests as f64 / run.elapsed.as_secs_f64(),
+            ms(0.5),
+            ms(0.99),
+        );
+        for request in 0..requests {
+            ledger.settle(Settlement::new(request.to_string(), FinishReason::Stop))?;
+        }
+        assert!(ledger.verify()?.passed());
+    }
+    Ok(())
+}
+
+struct Run {
+    commits: f64,
+    elapsed: Duration,
+    latency: LatencyHistogram,
+    /// Where the system tells.
+    writer_cpu: Option<Duration>,
+}
+
+/// Admits the requests and debits their prompts.
+fn start(ledger: &Ledger, requests: usize, wallets: usize) -> Result<(), Box<dyn Error>> {
+    let allowance = Credits::from_credits(1_000_000_000).ok_or("too much")?;
+    for wallet in 0..wallets {
+        ledger.create_wallet(&wallet.to_string(), None)?;
+        ledger.grant(GrantRequest::new(wallet.to_string(), allowance))?;
+    }
+    for request in 0..requests {
+        ledger.admit(Admission {
+            request_id: request.to_string(),
+            wallet: (request % wallets).to_string(),
+            starter: None,
+            model: "model".into(),
+            device: "cpu".into(),
+            price: Price::default(),
+            prompt_tokens: 100,
+            project: None,
+            tags: BTreeMap::new(),
+        })?;
+    }
+    commit(ledger, requests, Some(PromptDebit { cached_tokens: 0 }))
+}
+
+/// A token of every request, again and again, as an engine does it: the next step runs while the last one is committed.
+fn measure(ledger: &Ledger, requests: usize) -> Result<Run, Box<dyn Error>> {
+    let cpu_before = writer_cpu();
+    let start = Instant::now();
+    let mut latency = LatencyHistogram::new();
+    let mut commits = 0.0;
+    while start.elapsed() < MEASURED {
+        let step = Instant::now();
+        commit(ledger, requests, None)?;
+        latency.record(u64::try_from(step.elapsed().as_micros())?);
+        commits += 1.0;
+    }
+    let elapsed = start.elapsed();
+    let writer_cpu = cpu_before.and_then(|before| Some(writer_cpu()?.saturating_sub(before)));
+    Ok(Run { commits, elapsed, latency, writer_cpu })
+}
+
+fn commit(ledger: &Ledger, requests: usize, prompt: Option<PromptDebit>) -> Result<(), Box<dyn Error>> {
+    let debits =
+        (0..requests).map(|request| Debit { request_id: request.to_string(), prompt, output_tokens: 1 }).collect();
+    let (reply, committed) = mpsc::channel();
+    ledger.debit(debits, move |debited| drop(reply.send(debited)));
+    match committed.recv()??.iter().all(|debited| debited.granted == 1) {
+        true => Ok(()),
+        false => Err("a token was not granted".into()),
+    }
+}
+
+/// The processor time of the writer thread, on Linux.
+fn writer_cpu() -> Option<Duration> {
+    let is_writer =
+        |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ledger-writer");
+    let task =
+        std::fs::read_dir("/proc/self/task").ok()?.flatten().map(|task| task.path()).find(|task| is_writer(task))?;
+    let schedstat = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    schedstat.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+}
