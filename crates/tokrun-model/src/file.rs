@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::mmap::MappedFile;
+use crate::safetensors::Weights;
 use crate::{Executor, ModelError, TokenId, gguf};
 
+mod from_folder;
 mod from_gguf;
 
 /// Where the tokenizer comes from.
@@ -78,20 +81,36 @@ pub struct ModelFile {
 /// What was opened.
 #[derive(Debug)]
 enum Source {
-    Gguf { file: MappedFile, header: gguf::Header },
+    Gguf { file: Arc<MappedFile>, header: gguf::Header },
+    Folder { config: Config, weights: Arc<Weights> },
 }
 
 impl ModelFile {
-    /// Reads and checks the header of the GGUF file or safetensors directory at `path`.
+    /// Reads and checks the header of the GGUF file or safetensors directory at `path`; a single safetensors file stands
+    /// for its directory.
     ///
     /// # Errors
     /// When it cannot be read, is truncated or hostile, or lacks its tokenizer.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            return Self::open_folder(path.parent().unwrap_or(path));
+        }
         let file = MappedFile::open(path)?;
         let header = gguf::Header::parse(path, &file)?;
         let info = from_gguf::info(path, &header)?;
         let assets = from_gguf::assets(path, &header)?;
-        Ok(Self { path: path.to_owned(), info, assets, source: Source::Gguf { file, header } })
+        Ok(Self { path: path.to_owned(), info, assets, source: Source::Gguf { file: Arc::new(file), header } })
+    }
+
+    fn open_folder(path: &Path) -> Result<Self, ModelError> {
+        let config = from_folder::config(path)?;
+        let weights = Weights::open(path)?;
+        let info = from_folder::info(path, &config, &weights)?;
+        let assets = from_folder::assets(path, &config)?;
+        Ok(Self { path: path.to_owned(), info, assets, source: Source::Folder { config, weights: Arc::new(weights) } })
     }
 
     /// Where it lies.
@@ -116,6 +135,7 @@ impl ModelFile {
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
         match &self.source {
             Source::Gguf { file, header } => crate::candle::load_gguf(&self.path, file, header, options),
+            Source::Folder { config, weights } => crate::candle::load_safetensors(&self.path, config, weights, options),
         }
     }
 }

@@ -11,6 +11,7 @@ mod file;
 pub mod gguf;
 mod mmap;
 pub mod pull;
+mod safetensors;
 pub mod store;
 
 pub use error::ModelError;

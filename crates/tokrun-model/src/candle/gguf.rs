@@ -6,38 +6,53 @@
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
 
+use candle_core::Shape;
 use candle_core::quantized::{GgmlDType, gguf_file};
-use candle_core::{Device, Shape, Tensor};
-use candle_transformers::models::quantized_llama;
 
-use super::{Decoder, Loaded, Pieces, executor, guarded};
+use super::{CONTEXT_TOKENS_MAX, Loaded, executor, guarded};
 use crate::gguf::{Header, TensorInfo, Value};
+use crate::mmap::MappedFile;
 use crate::{Executor, LoadOptions, ModelError};
 
 mod checks;
+mod families;
 
 use checks::Sizes;
+use families::{FAMILIES, WRONG};
 
-/// Loads the model of `header`, whose file has the bytes `file`.
+/// Loads the model of `header`, whose file is `file`.
 pub(crate) fn load(
     path: &Path,
-    file: &[u8],
+    file: &Arc<MappedFile>,
     header: &Header,
     options: &LoadOptions,
 ) -> Result<Box<dyn Executor>, ModelError> {
     let architecture = header.architecture();
+    if let Some((_, fault)) = WRONG.iter().find(|(name, _)| *name == architecture) {
+        return Err(ModelError::Unsupported { reason: format!("{architecture} as GGUF: {fault}") });
+    }
     let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
         let reason = format!("no executor for GGUF architecture {architecture} (there are: {})", known.join(", "));
         return Err(ModelError::Unsupported { reason });
     };
     let sizes = checks::check(path, header, family)?;
-    let context_tokens = sizes.context_tokens.min(family.context_tokens_max);
-    let content = content(header, &sizes, context_tokens)?;
-    let decoder = guarded(|| (family.load)(content, &mut Cursor::new(file)))?;
+    let context_tokens = sizes.context_tokens.min(family.context_tokens_max).min(CONTEXT_TOKENS_MAX);
+    let load = {
+        let (path, file, header, sizes) = (path.to_owned(), Arc::clone(file), header.clone(), sizes.clone());
+        move || {
+            let content = content(&header, &sizes, context_tokens)?;
+            guarded(|| (family.load)(content, &mut Cursor::new(&file))).map_err(|error| match error {
+                ModelError::Compute(error) => ModelError::Malformed { path: path.clone(), reason: error.to_string() },
+                other => other,
+            })
+        }
+    };
     let loaded = Loaded {
-        decoder,
+        decoder: load()?,
+        load: Box::new(load),
         pieces: family.pieces,
         vocab_size: sizes.vocab_size,
         embedded_tokens: sizes.embedded_tokens,
@@ -45,60 +60,6 @@ pub(crate) fn load(
     };
     Ok(executor(loaded, options.sequences_max))
 }
-
-/// One GGUF architecture as candle runs it.
-struct Family {
-    /// `general.architecture`.
-    architecture: &'static str,
-    /// Keys after `{architecture}.` that candle honours beside those it honours for every family.
-    keys: &'static [&'static str],
-    /// Tensors of each layer, after `blk.N.`, and their shapes.
-    layer_tensors: &'static [(&'static str, &'static [Dim])],
-    /// Layer tensors that may be absent.
-    optional: &'static [&'static str],
-    /// The length candle's own tables end at.
-    context_tokens_max: usize,
-    pieces: Pieces,
-    load: fn(gguf_file::Content, &mut Cursor<&[u8]>) -> candle_core::Result<Box<dyn Decoder>>,
-}
-
-impl Family {
-    /// Whether candle rotates only the first `rope.dimension_count` values of a head.
-    fn partial_rotary(&self) -> bool {
-        self.keys.contains(&"rope.dimension_count")
-    }
-}
-
-/// A dimension of a tensor, by meaning.
-#[derive(Clone, Copy, Debug)]
-enum Dim {
-    Hidden,
-    /// All query heads.
-    Queries,
-    /// All key (or value) heads.
-    Keys,
-    FeedForward,
-}
-
-const FAMILIES: &[Family] = &[Family {
-    architecture: "llama",
-    keys: &[],
-    layer_tensors: &[
-        ("attn_norm.weight", &[Dim::Hidden]),
-        ("attn_q.weight", &[Dim::Queries, Dim::Hidden]),
-        ("attn_k.weight", &[Dim::Keys, Dim::Hidden]),
-        ("attn_v.weight", &[Dim::Keys, Dim::Hidden]),
-        ("attn_output.weight", &[Dim::Hidden, Dim::Queries]),
-        ("ffn_norm.weight", &[Dim::Hidden]),
-        ("ffn_gate.weight", &[Dim::FeedForward, Dim::Hidden]),
-        ("ffn_up.weight", &[Dim::FeedForward, Dim::Hidden]),
-        ("ffn_down.weight", &[Dim::Hidden, Dim::FeedForward]),
-    ],
-    optional: &[],
-    context_tokens_max: quantized_llama::MAX_SEQ_LEN,
-    pieces: Pieces::Any,
-    load: |content, file| Ok(Box::new(quantized_llama::ModelWeights::from_gguf(content, file, &Device::Cpu)?)),
-}];
 
 /// The header as candle wants it: every setting spelled out, and in the width candle insists on.
 fn content(header: &Header, sizes: &Sizes, context_tokens: usize) -> Result<gguf_file::Content, ModelError> {
@@ -113,7 +74,6 @@ fn content(header: &Header, sizes: &Sizes, context_tokens: usize) -> Result<gguf
         .collect();
     metadata.insert("general.architecture".to_owned(), gguf_file::Value::String(architecture.to_owned()));
     for (setting, value) in [
-        ("attention.head_count_kv", sizes.kv_heads),
         ("attention.key_length", sizes.head_width),
         ("attention.value_length", sizes.head_width),
         // candle sizes tables and caches by it.
@@ -121,25 +81,50 @@ fn content(header: &Header, sizes: &Sizes, context_tokens: usize) -> Result<gguf
     ] {
         metadata.insert(format!("{prefix}{setting}"), gguf_file::Value::U32(value as u32));
     }
-    let rope_width = gguf_file::Value::U32(sizes.head_width as u32);
-    metadata.entry(format!("{prefix}rope.dimension_count")).or_insert(rope_width);
-    let tensors = header.tensors.iter().map(|(name, tensor)| Ok((name.clone(), candle_tensor(name, tensor)?)));
+    for (setting, value) in [("rope.dimension_count", sizes.head_width), ("attention.head_count_kv", sizes.kv_heads)] {
+        metadata.entry(format!("{prefix}{setting}")).or_insert(gguf_file::Value::U32(value as u32));
+    }
+    let mut tensors = HashMap::new();
+    for (name, tensor) in &header.tensors {
+        for (name, tensor) in split_experts(name, tensor) {
+            tensors.insert(name.clone(), candle_tensor(&name, &tensor)?);
+        }
+    }
     Ok(gguf_file::Content {
         magic: gguf_file::VersionedMagic::GgufV3,
         metadata,
-        tensor_infos: tensors.collect::<Result<_, ModelError>>()?,
+        tensor_infos: tensors,
         tensor_data_offset: header.data_offset,
     })
 }
 
-/// A value in the type candle asks for; `None` for arrays, which no family here reads.
+/// The experts of a layer, which files keep in one tensor and candle wants one by one; other tensors as they are.
+fn split_experts(name: &str, tensor: &TensorInfo) -> Vec<(String, TensorInfo)> {
+    let (Some(stem), &[experts, rows, columns]) = (name.strip_suffix("_exps.weight"), &tensor.dims[..]) else {
+        return vec![(name.to_owned(), tensor.clone())];
+    };
+    let bytes = tensor.bytes / experts as u64;
+    let expert = |index: usize| {
+        let offset = tensor.offset + index as u64 * bytes;
+        let part = TensorInfo { tensor_type: tensor.tensor_type, dims: vec![rows, columns], offset, bytes };
+        (format!("{stem}.{index}.weight"), part)
+    };
+    (0..experts).map(expert).collect()
+}
+
+/// A value in the type candle asks for; `None` for arrays of anything but numbers.
 fn candle_value(value: &Value) -> Option<gguf_file::Value> {
     match value {
         Value::Bool(value) => Some(gguf_file::Value::Bool(*value)),
         Value::Int(value) => Some(u32::try_from(*value).map_or(gguf_file::Value::I64(*value), gguf_file::Value::U32)),
         Value::Float(value) => Some(gguf_file::Value::F32(*value as f32)),
         Value::String(value) => Some(gguf_file::Value::String(value.clone())),
-        Value::Bools(_) | Value::Ints(_) | Value::Floats(_) | Value::Strings(_) => None,
+        Value::Ints(values) => values
+            .iter()
+            .map(|value| candle_value(&Value::Int(*value)))
+            .collect::<Option<_>>()
+            .map(gguf_file::Value::Array),
+        Value::Bools(_) | Value::Floats(_) | Value::Strings(_) => None,
     }
 }
 
@@ -164,14 +149,4 @@ fn candle_tensor(name: &str, tensor: &TensorInfo) -> Result<gguf_file::TensorInf
         }
     };
     Ok(gguf_file::TensorInfo { ggml_dtype, shape: Shape::from(tensor.dims.clone()), offset: tensor.offset })
-}
-
-impl Decoder for quantized_llama::ModelWeights {
-    fn forward(&mut self, tokens: &Tensor, position: usize) -> candle_core::Result<Tensor> {
-        quantized_llama::ModelWeights::forward(self, tokens, position)
-    }
-
-    fn fork(&self) -> Option<Box<dyn Decoder>> {
-        Some(Box::new(self.clone()))
-    }
 }

@@ -11,12 +11,17 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, TokenId};
 
+mod families;
 mod gguf;
+mod safetensors;
 
 pub(crate) use gguf::load as load_gguf;
+pub(crate) use safetensors::load as load_safetensors;
 
 /// Tokens computed at once at most. Attention scores and logits of a piece are held in full, so this bounds memory.
 const PIECE_TOKENS: usize = 512;
+/// Longest context: candle computes its rope tables for all of it when it loads.
+const CONTEXT_TOKENS_MAX: usize = 32_768;
 /// Sequences that may exist at once where the caller does not say.
 const SEQUENCES_MAX: usize = 64;
 
@@ -29,8 +34,10 @@ pub(crate) trait Decoder: Send {
     /// A copy with the same weights and a cache of its own; `None` where the model cannot be copied.
     fn fork(&self) -> Option<Box<dyn Decoder>>;
 
-    /// Empties the cache.
-    fn reset(&mut self) {}
+    /// Empties the cache, and says whether that could be done; asked only of models that cannot be copied.
+    fn reset(&mut self) -> bool {
+        false
+    }
 }
 
 /// How many tokens a family takes at a time before its masks go wrong.
@@ -58,9 +65,14 @@ impl Pieces {
     }
 }
 
+/// Loads a model anew.
+type Load = Box<dyn Fn() -> Result<Box<dyn Decoder>, ModelError> + Send>;
+
 /// What a loader found out about its model.
 pub(crate) struct Loaded {
     pub(crate) decoder: Box<dyn Decoder>,
+    /// For models that can neither be copied nor emptied.
+    pub(crate) load: Load,
     pub(crate) pieces: Pieces,
     /// Rows of the output matrix.
     pub(crate) vocab_size: usize,
@@ -77,6 +89,7 @@ struct CandleExecutor {
     embedded_tokens: usize,
     /// The model with an empty cache, from which sequences are made; lent to the only sequence if it cannot be copied.
     pristine: Option<Box<dyn Decoder>>,
+    load: Load,
     sequences: BTreeMap<SequenceHandle, Sequence>,
     next_handle: u64,
 }
@@ -104,6 +117,7 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn 
         pieces: loaded.pieces,
         embedded_tokens: loaded.embedded_tokens,
         pristine: Some(loaded.decoder),
+        load: loaded.load,
         sequences: BTreeMap::new(),
         next_handle: 0,
     })
@@ -115,13 +129,13 @@ impl Executor for CandleExecutor {
     }
 
     fn create(&mut self) -> Result<SequenceHandle, ModelError> {
-        let full = ModelError::SequencesFull { sequences_max: self.info.sequences_max };
         if self.sequences.len() >= self.info.sequences_max {
-            return Err(full);
+            return Err(ModelError::SequencesFull { sequences_max: self.info.sequences_max });
         }
-        let Some(decoder) = self.pristine.as_ref().and_then(|model| model.fork()).or_else(|| self.pristine.take())
-        else {
-            return Err(full);
+        let copy = self.pristine.as_ref().and_then(|model| model.fork());
+        let decoder = match copy.or_else(|| self.pristine.take()) {
+            Some(decoder) => decoder,
+            None => (self.load)()?,
         };
         let handle = SequenceHandle(self.next_handle);
         self.next_handle += 1;
@@ -149,8 +163,7 @@ impl Executor for CandleExecutor {
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {
         let Some(mut dropped) = self.sequences.remove(&sequence) else { return };
-        if self.pristine.is_none() {
-            dropped.decoder.reset();
+        if self.pristine.is_none() && dropped.decoder.reset() {
             self.pristine = Some(dropped.decoder);
         }
     }

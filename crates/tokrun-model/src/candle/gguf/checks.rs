@@ -1,8 +1,9 @@
 //! Compares what a GGUF header says with what candle will do about it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{Dim, Family};
+use super::families::{Dim, Family, Presence, Rotary};
 use crate::ModelError;
 use crate::gguf::{Header, Value};
 
@@ -33,6 +34,10 @@ pub(super) struct Sizes {
     pub(super) kv_heads: usize,
     pub(super) head_width: usize,
     pub(super) feed_forward: usize,
+    /// Experts of a layer, 0 without them.
+    pub(super) experts: usize,
+    /// Width of the short convolutions, 1 without them.
+    pub(super) convolution: usize,
     /// Rows of the output matrix.
     pub(super) vocab_size: usize,
     /// Rows of the embedding matrix.
@@ -46,6 +51,7 @@ pub(super) fn check(path: &Path, header: &Header, family: &Family) -> Result<Siz
     let checker = Checker { path, header, family };
     checker.keys()?;
     let sizes = checker.sizes()?;
+    checker.widths(&sizes)?;
     checker.tensors(&sizes)?;
     Ok(sizes)
 }
@@ -89,81 +95,102 @@ impl Checker<'_> {
     }
 
     fn sizes(&self) -> Result<Sizes, ModelError> {
+        let tensors = self.header.tensors.len();
         let layers = self.count("block_count")?;
-        if layers > self.header.tensors.len() {
-            return Err(
-                self.malformed(format!("{layers} layers cannot be made of {} tensors", self.header.tensors.len()))
-            );
-        }
-        let hidden = self.count("embedding_length")?;
-        let heads = self.count("attention.head_count")?;
-        let kv_heads = self.count_or("attention.head_count_kv", heads)?;
-        let head_width = self.count_or("attention.key_length", hidden / heads)?;
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(self.malformed(format!("{heads} query heads cannot share {kv_heads} key heads")));
-        }
-        if self.count_or("attention.value_length", head_width)? != head_width {
-            return Err(unsupported("keys and values of different widths (attention.value_length)".to_owned()));
-        }
-        if !self.family.keys.contains(&"attention.key_length") && head_width * heads != hidden {
-            return Err(unsupported(format!("attention.key_length {head_width} with {heads} heads in {hidden}")));
-        }
-        if self.count_or("rope.dimension_count", head_width)? != head_width && !self.family.partial_rotary() {
-            return Err(unsupported("a rope.dimension_count that is not the heads' width".to_owned()));
-        }
+        // Some layers may have no keys of their own.
+        let kv_heads = match self.header.metadata.ints(&self.key("attention.head_count_kv")) {
+            Some(each) => each.iter().copied().max().and_then(|heads| usize::try_from(heads).ok()).unwrap_or(0),
+            None => self.count_or("attention.head_count_kv", self.count("attention.head_count")?)?,
+        };
+        let (hidden, heads) = (self.count("embedding_length")?, self.count("attention.head_count")?);
+        let experts = self.header.metadata.uint(&self.key("expert_count")).unwrap_or(0) as usize;
         let window = self.count_or("attention.sliding_window", usize::MAX).unwrap_or(usize::MAX);
-        Ok(Sizes {
+        let sizes = Sizes {
             layers,
             hidden,
             heads,
             kv_heads,
-            head_width,
+            head_width: self.count_or("attention.key_length", hidden / heads)?,
             feed_forward: self.count("feed_forward_length")?,
+            experts,
+            convolution: self.count_or("shortconv.l_cache", 1)?,
             vocab_size: self.rows("output.weight").or_else(|_| self.rows("token_embd.weight"))?,
             embedded_tokens: self.rows("token_embd.weight")?,
             // candle's quantised models see the whole context: the same as a window while the context fits into it.
             context_tokens: self.count("context_length")?.min(window),
-        })
+        };
+        if layers > tensors || experts > tensors * 1024 {
+            return Err(self.malformed(format!("{layers} layers of {experts} experts in {tensors} tensors")));
+        }
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(self.malformed(format!("{heads} query heads cannot share {kv_heads} key heads")));
+        }
+        if experts > 1 && !self.header.tensors.contains_key("blk.0.ffn_gate_inp.weight") {
+            return Err(self.malformed("tensor blk.0.ffn_gate_inp.weight is missing".to_owned()));
+        }
+        Ok(sizes)
     }
 
-    /// Every tensor has its shape and a type candle reads, none is missing and none is left over.
+    /// Widths that candle takes for granted.
+    fn widths(&self, sizes: &Sizes) -> Result<(), ModelError> {
+        let width = sizes.head_width;
+        if self.count_or("attention.value_length", width)? != width {
+            return Err(unsupported("keys and values of different widths (attention.value_length)".to_owned()));
+        }
+        if !self.family.keys.contains(&"attention.key_length") && width.saturating_mul(sizes.heads) != sizes.hidden {
+            return Err(unsupported(format!("the executor would ignore attention.key_length = {width}")));
+        }
+        let rotated = match self.family.rotary {
+            Rotary::Whole => width,
+            Rotary::Half => width / 2,
+            Rotary::AsSet => self.count_or("rope.dimension_count", width)?.min(width),
+        };
+        let set = self.count_or("rope.dimension_count", rotated)?;
+        if set != rotated || !rotated.is_multiple_of(2) {
+            return Err(unsupported(format!(
+                "the executor would rotate {rotated} values a head, not the {set} that rope.dimension_count says"
+            )));
+        }
+        for (setting, expected) in self.family.fixed {
+            if self.header.metadata.float(&self.key(setting)).is_some_and(|value| value != *expected) {
+                return Err(unsupported(format!("the executor takes {setting} = {expected}, not what the file says")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every tensor has its shape, none is missing and none is left over.
     fn tensors(&self, sizes: &Sizes) -> Result<(), ModelError> {
-        let mut used = 0;
-        let mut check = |name: &str, dims: &[usize], optional: bool| {
-            let Some(tensor) = self.header.tensors.get(name) else {
-                return if optional { Ok(()) } else { Err(self.malformed(format!("tensor {name} is missing"))) };
+        let embedding = ("token_embd.weight", &[Dim::Vocabulary, Dim::Hidden][..], Presence::Required);
+        let outer = self.family.tensors.iter().chain([&embedding]).map(|tensor| (tensor.0.to_owned(), tensor));
+        let layers = (0..sizes.layers).flat_map(|layer| {
+            self.family.layer_tensors.iter().map(move |tensor| (format!("blk.{layer}.{}", tensor.0), tensor))
+        });
+        let mut left_over: BTreeSet<_> = self.header.tensors.keys().collect();
+        for (name, (_, dims, presence)) in outer.chain(layers) {
+            let Some(tensor) = self.header.tensors.get(&name) else {
+                if *presence == Presence::Optional {
+                    continue;
+                }
+                return Err(self.malformed(format!("tensor {name} is missing")));
             };
+            let mut dims: Vec<_> = dims.iter().map(|dim| dim.size(sizes)).collect();
+            if name == "token_embd.weight" {
+                dims[0] = sizes.embedded_tokens;
+            }
             if tensor.dims != dims {
                 return Err(self.malformed(format!("tensor {name} has shape {:?}, expected {dims:?}", tensor.dims)));
             }
-            used += 1;
-            Ok(())
-        };
-        check("token_embd.weight", &[sizes.embedded_tokens, sizes.hidden], false)?;
-        check("output_norm.weight", &[sizes.hidden], false)?;
-        check("output.weight", &[sizes.vocab_size, sizes.hidden], true)?;
-        for layer in 0..sizes.layers {
-            for (name, dims) in self.family.layer_tensors {
-                let dims: Vec<_> = dims.iter().map(|dim| dim.size(sizes)).collect();
-                check(&format!("blk.{layer}.{name}"), &dims, self.family.optional.contains(name))?;
-            }
+            left_over.remove(&name);
         }
-        if used == self.header.tensors.len() { Ok(()) } else { Err(self.left_over(sizes)) }
-    }
-
-    /// Names a tensor that no layer reads.
-    fn left_over(&self, sizes: &Sizes) -> ModelError {
-        let is_used = |name: &str| {
-            let layer_tensor = || {
-                let (layer, name) = name.strip_prefix("blk.")?.split_once('.')?;
-                let known = self.family.layer_tensors.iter().any(|(known, _)| *known == name);
-                Some(known && layer.parse::<usize>().is_ok_and(|layer| layer < sizes.layers))
-            };
-            matches!(name, "token_embd.weight" | "output_norm.weight" | "output.weight") || layer_tensor() == Some(true)
-        };
-        let name = self.header.tensors.keys().find(|name| !is_used(name)).map_or("of an unknown name", String::as_str);
-        let hint = if name == "rope_freqs.weight" { " (Llama 3 rope scaling; use the safetensors files)" } else { "" };
-        unsupported(format!("the executor would ignore tensor {name}{hint}"))
+        match left_over.first() {
+            None => Ok(()),
+            Some(name) if *name == "rope_freqs.weight" => Err(unsupported(
+                "the executor would ignore tensor rope_freqs.weight (Llama 3 rope scaling); use the safetensors files"
+                    .to_owned(),
+            )),
+            Some(name) => Err(unsupported(format!("the executor would ignore tensor {name}"))),
+        }
     }
 
     fn rows(&self, tensor: &str) -> Result<usize, ModelError> {
@@ -171,16 +198,19 @@ impl Checker<'_> {
         tensor_info.map(|info| info.dims[0]).ok_or_else(|| self.malformed(format!("tensor {tensor} is missing")))
     }
 
+    fn key(&self, setting: &str) -> String {
+        format!("{}.{setting}", self.family.architecture)
+    }
+
     fn count(&self, setting: &str) -> Result<usize, ModelError> {
-        let key = format!("{}.{setting}", self.family.architecture);
+        let key = self.key(setting);
         // Sizes are 32 bits wide in candle, and no model comes near.
         let value = self.header.metadata.uint(&key).filter(|&value| value > 0 && value <= u64::from(u32::MAX));
         value.map(|value| value as usize).ok_or_else(|| self.malformed(format!("key {key} is missing or out of range")))
     }
 
     fn count_or(&self, setting: &str, default: usize) -> Result<usize, ModelError> {
-        let key = format!("{}.{setting}", self.family.architecture);
-        if self.header.metadata.get(&key).is_some() { self.count(setting) } else { Ok(default) }
+        if self.header.metadata.get(&self.key(setting)).is_some() { self.count(setting) } else { Ok(default) }
     }
 
     fn malformed(&self, reason: String) -> ModelError {
@@ -192,9 +222,16 @@ impl Dim {
     fn size(self, sizes: &Sizes) -> usize {
         match self {
             Self::Hidden => sizes.hidden,
-            Self::Queries => sizes.heads * sizes.head_width,
-            Self::Keys => sizes.kv_heads * sizes.head_width,
+            Self::ThreeHidden => sizes.hidden.saturating_mul(3),
+            Self::Head => sizes.head_width,
+            Self::Queries => sizes.heads.saturating_mul(sizes.head_width),
+            Self::Keys => sizes.kv_heads.saturating_mul(sizes.head_width),
+            Self::QueriesKeysValues => (sizes.heads + 2 * sizes.kv_heads).saturating_mul(sizes.head_width),
             Self::FeedForward => sizes.feed_forward,
+            Self::TwoFeedForward => sizes.feed_forward.saturating_mul(2),
+            Self::Experts => sizes.experts,
+            Self::Convolution => sizes.convolution,
+            Self::Vocabulary => sizes.vocab_size,
         }
     }
 }
