@@ -1,7 +1,7 @@
 //! Compared with Hugging Face's Python library and with sentencepiece, by way of `tests/fixtures/make.py`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -331,8 +331,8 @@ fn the_space_in_front_of_a_text_is_none_unless_the_text_continues_another() {
 proptest! {
     #[test]
     fn streaming_any_tokens_is_decoding_the_whole(tokens in prop::collection::vec(0u32..690, 0..40)) {
-        let bpe = BpeFixture::read();
-        let tokenizer = bpe.tokenizer("gpt-2");
+        static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| BpeFixture::read().tokenizer("gpt-2"));
+        let tokenizer = &TOKENIZER;
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         for token in &tokens {
@@ -345,7 +345,8 @@ proptest! {
 
     #[test]
     fn text_survives(text in any::<String>()) {
-        let tokenizer = BpeFixture::read().tokenizer("llama-bpe");
+        static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| BpeFixture::read().tokenizer("llama-bpe"));
+        let tokenizer = &TOKENIZER;
         let tokens = tokenizer.encode(&text, true).expect("every byte is a token");
         prop_assert_eq!(tokenizer.decode(&tokens).expect("they are tokens"), text);
     }

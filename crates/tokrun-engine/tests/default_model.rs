@@ -1,0 +1,49 @@
+//! The default model's own tokenizer and template, against what its published `tokenizer.json` and transformers give.
+//!
+//! Needs the model file: `TOKRUN_TEST_MODEL` names it. Without it the test says that it was skipped, unless
+//! `TOKRUN_REQUIRE_MODEL=1`.
+#![allow(clippy::print_stderr, reason = "a test that was skipped says so")]
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tokrun_engine::{ChatMessage, ChatTemplate, RenderOptions, TokenId, Tokenizer};
+use tokrun_model::ModelFile;
+
+#[derive(Deserialize)]
+struct Reference {
+    texts: Vec<String>,
+    ids: Vec<Vec<TokenId>>,
+    decoded: Vec<String>,
+    rendered: String,
+}
+
+fn model() -> Option<PathBuf> {
+    let path = std::env::var_os("TOKRUN_TEST_MODEL").map(PathBuf::from);
+    let required = std::env::var_os("TOKRUN_REQUIRE_MODEL").is_some_and(|required| required == "1");
+    assert!(path.is_some() || !required, "TOKRUN_REQUIRE_MODEL=1, but TOKRUN_TEST_MODEL does not name the model file");
+    if path.is_none() {
+        eprintln!("skipped: TOKRUN_TEST_MODEL does not name the model file");
+    }
+    path
+}
+
+#[test]
+fn the_default_model_speaks_as_its_makers_meant_it() {
+    let Some(path) = model() else { return };
+    let file = ModelFile::open(&path).expect("the model file is whole");
+    let tokenizer = Tokenizer::from_assets(file.assets()).expect("its tokenizer is known");
+    assert_eq!(tokenizer.vocab_size(), 49152);
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/smollm2.json");
+    let reference = std::fs::read(reference).expect("the reference is committed");
+    let reference: Reference = serde_json::from_slice(&reference).expect("it is well formed");
+    assert_eq!((reference.texts.len(), reference.texts.len()), (reference.ids.len(), reference.decoded.len()));
+    for ((text, ids), decoded) in reference.texts.iter().zip(&reference.ids).zip(&reference.decoded) {
+        assert_eq!(&tokenizer.encode(text, true).expect("every byte is a token"), ids, "{text:?}");
+        assert_eq!(&tokenizer.decode(ids).expect("they are tokens"), decoded, "{text:?}");
+    }
+    let template = ChatTemplate::compile(file.assets()).expect("its template compiles");
+    let question = ChatMessage { role: "user".to_owned(), content: "Why is the sky blue?".to_owned() };
+    let options = RenderOptions { add_generation_prompt: true, now: jiff::civil::date(2024, 7, 5).at(9, 3, 7, 0) };
+    assert_eq!(template.render(&[question], &options).expect("it renders"), reference.rendered);
+}
