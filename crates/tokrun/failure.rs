@@ -114,9 +114,18 @@ macro_rules! always {
 
 always! {
     CatalogueError => Failed, "bad_catalogue";
-    PullError => Failed, "pull_failed";
     ModelError => Failed, "bad_model";
     InvalidParameter => Usage, "usage";
+}
+
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Self {
+        let failure = Self::of(Status::Failed, "pull_failed", &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
 }
 
 impl From<StoreError> for Failure {
@@ -152,7 +161,11 @@ impl From<&LedgerError> for Failure {
             E::ReadOnly { .. } => (Status::Failed, "read_only"),
             _ => (Status::Failed, "ledger"),
         };
-        Self::of(status, code, error)
+        let failure = Self::of(status, code, error);
+        if matches!(error, E::Io { .. }) {
+            return failure.hint("set TOKRUN_HOME to a directory that you can write to");
+        }
+        failure
     }
 }
 
@@ -165,7 +178,9 @@ impl From<EngineError> for Failure {
 impl From<&EngineError> for Failure {
     fn from(error: &EngineError) -> Self {
         let (status, code) = match error {
-            EngineError::InvalidParameter(_) | EngineError::TemplateRefused { .. } => (Status::Usage, "usage"),
+            EngineError::InvalidParameter(_)
+            | EngineError::TemplateRefused { .. }
+            | EngineError::UnknownToken { .. } => (Status::Usage, "usage"),
             EngineError::NoChatTemplate => (Status::Usage, "no_chat_template"),
             _ => (Status::Failed, "engine"),
         };

@@ -32,21 +32,31 @@ fn log_probabilities_and_choices_are_those_of_the_reference() {
 
 /// Follows the reference for as long as the choices agree.
 fn compare(home: &Home, model: &str, prompt: &Value, distances: &mut Vec<f64>) {
-    let steps = prompt["steps"].as_array().expect("a list");
-    let answer = home.json(&[
-        "generate", prompt["user"].as_str().expect("text"), "--model", model, "--temperature", "0", "--ignore-eos",
-        "--max-tokens", &steps.len().to_string(), "--logprobs", "20",
-    ]);
+    let list = |field: &str| prompt[field].as_array().expect("a list").clone();
+    let (chosen, margins, tops) = (list("token_ids"), list("margins"), list("top"));
+    let messages = list("messages");
+    let content = |index: usize| messages[index]["content"].as_str().expect("text");
+    // A conversation of several turns is more than `generate` takes: its rendered text goes in as it stands.
+    let asked = match messages.len() {
+        1 => vec![content(0)],
+        2 if messages[0]["role"] == "system" => vec![content(1), "--system", content(0)],
+        _ => vec![prompt["text"].as_str().expect("text"), "--raw"],
+    };
+    let tokens = chosen.len().to_string();
+    let flags = ["--model", model, "--temperature", "0", "--ignore-eos", "--max-tokens", &tokens, "--logprobs", "20"];
+    let answer = home.json(&[&["generate"][..], &asked, &flags].concat());
     assert_eq!(answer["prompt_token_ids"], prompt["prompt_ids"], "template or tokenizer differ");
-    for (step, ours) in steps.iter().zip(answer["logprobs"].as_array().expect("a list")) {
-        for theirs in step["top"].as_array().expect("a list").iter().take(5) {
+    let ours = answer["logprobs"].as_array().expect("a list");
+    assert_eq!(ours.len(), chosen.len());
+    for (step, ours) in ours.iter().enumerate() {
+        for theirs in tops[step].as_array().expect("a list").iter().take(5) {
             let found = ours["top"].as_array().expect("a list").iter().find(|top| top[0] == theirs[0]);
             let found = found.unwrap_or_else(|| panic!("{} is not among our 20 likeliest", theirs[0]));
             distances.push((found[1].as_f64().expect("a number") - theirs[1].as_f64().expect("a number")).abs());
         }
-        if ours["id"] != step["id"] {
-            let margin = step["margin"].as_f64().expect("a number");
-            assert!(margin <= MARGIN, "we chose {} over {} at a margin of {margin}", ours["id"], step["id"]);
+        if ours["id"] != chosen[step] {
+            let margin = margins[step].as_f64().expect("a number");
+            assert!(margin <= MARGIN, "we chose {} over {} at a margin of {margin}", ours["id"], chosen[step]);
             return;
         }
     }

@@ -45,7 +45,7 @@ fn the_end_token_is_paid_and_not_shown() {
     home.wallet("ada", 10_000);
     let end = end_token();
     // A bias makes the end token certain.
-    let (answer, status) = generate(&home, "ada", &["--logit-bias", &format!("{end}=1000")]);
+    let (answer, status) = generate(&home, "ada", &["--logit-bias", &format!("{end}=100")]);
     assert_eq!((status, &answer["finish_reason"]), (0, &"stop".into()));
     assert_eq!(answer["token_ids"], serde_json::json!([end]));
     assert_eq!(answer["text"], "");

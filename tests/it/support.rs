@@ -1,7 +1,9 @@
 //! A home of its own for each test, and the program run in it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -103,9 +105,28 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// A tiny random Llama with a chat template: quick to load, and endless with `--ignore-eos`.
+/// A tiny random Llama with a chat template: quick to load, and long-winded with `--ignore-eos`. It is the fixture, with
+/// a context that is long enough to be interrupted in.
 pub(crate) fn tiny_model() -> String {
-    fixture("llama").display().to_string()
+    static COPY: LazyLock<TempDir> = LazyLock::new(|| {
+        let copy = tempfile::tempdir().expect("a temporary directory can be made");
+        copy_directory(&fixture("llama"), copy.path());
+        let config = copy.path().join("config.json");
+        let text = fs::read_to_string(&config).expect("the fixture has it");
+        let mut object: Value = serde_json::from_str(&text).expect("it is JSON");
+        object["max_position_embeddings"] = 16_384.into();
+        fs::write(&config, object.to_string()).expect("it can be written");
+        copy
+    });
+    COPY.path().display().to_string()
+}
+
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("it can be made");
+    for entry in fs::read_dir(from).expect("it can be listed") {
+        let path = entry.expect("an entry can be read").path();
+        fs::copy(&path, to.join(path.file_name().expect("an entry has a name"))).expect("it can be copied");
+    }
 }
 
 /// The account name of whoever runs the tests, as the system knows it.

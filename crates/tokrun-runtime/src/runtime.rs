@@ -144,6 +144,10 @@ impl Runtime {
         // Everything that can be refused is refused before money is touched.
         let transcript = Transcript::new(&self.model.tokenizer, &request.stop)?;
         self.engine.check(&submission)?;
+        let vocab_size = self.model.tokenizer.vocab_size();
+        if let Some(&token) = submission.sampling.logit_bias.keys().find(|token| **token as usize >= vocab_size) {
+            return Err(EngineError::UnknownToken { token, vocab_size }.into());
+        }
 
         let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         self.meter.admit(Admission {

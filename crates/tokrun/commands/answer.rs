@@ -43,6 +43,9 @@ pub(crate) fn check(args: &AnswerArgs) -> Result<(), Failure> {
 
 fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
     let off = SamplingParams::default();
+    let usual = SamplingDefaults { temperature: Some(0.8), top_k: Some(40), top_p: Some(0.95), ..SamplingDefaults::default() };
+    // Whom nobody recommends anything for gets what local runtimes usually begin with.
+    let defaults = if *defaults == SamplingDefaults::default() { &usual } else { defaults };
     let params = SamplingParams {
         temperature: choose(args.temperature, defaults.temperature, off.temperature),
         top_k: args.top_k.or(defaults.top_k.map(|k| k as usize)).unwrap_or(off.top_k),
