@@ -21,15 +21,19 @@ use tokrun_model::TokenId;
 
 use crate::error::EngineError;
 
-mod candidates;
+mod distribution;
 mod logprob;
 mod params;
 #[cfg(test)]
 mod tests;
 
+use distribution::{Distribution, position, total_weight};
 pub use logprob::TokenLogprob;
 pub(crate) use logprob::token_logprob;
 pub use params::SamplingParams;
+
+/// Logits looked at together.
+const BLOCK: usize = 512;
 
 /// Chooses the tokens of one request.
 #[derive(Debug)]
@@ -102,17 +106,17 @@ impl Sampler {
         if self.params.temperature == 0.0 {
             return Ok(best);
         }
-        let candidates = candidates::select(logits, logits[best as usize], &self.params);
-        let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-        let mut left = uniform(self.params.seed, self.step) * total;
-        for candidate in &candidates {
-            left -= candidate.weight;
-            if left < 0.0 {
-                return Ok(candidate.token);
-            }
-        }
-        // Rounding may leave a crumb at the end of the line; the most probable token is always a fair owner of it.
-        Ok(best)
+        let distribution = Distribution::new(logits, logits[best as usize], self.params.temperature);
+        let number = uniform(self.params.seed, self.step);
+        let drawn = if self.params.cuts() {
+            let kept = distribution.select(&self.params);
+            let left = number * total_weight(&kept);
+            position(left, kept.iter().map(|candidate| candidate.weight)).map(|index| kept[index].token)
+        } else {
+            distribution.draw(number)
+        };
+        // Rounding may leave a crumb at the end of the line; the most probable token is a fair owner of it.
+        Ok(drawn.unwrap_or(best))
     }
 
     fn remember(&mut self, token: TokenId) {
@@ -154,21 +158,35 @@ impl Occurrences {
 
 /// The token of the largest logit, of equal ones the lowest.
 fn argmax(logits: &[f32]) -> Result<TokenId, EngineError> {
-    let mut best = 0;
-    let mut largest = f32::NEG_INFINITY;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > largest {
-            largest = *logit;
-            best = token;
-        } else if logit.is_nan() {
-            return Err(EngineError::BadLogits { token: token as TokenId, value: *logit });
+    let (mut largest, mut first) = (f32::NEG_INFINITY, 0);
+    let mut sane = true;
+    for (block, index) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let maximum = maximum(block);
+        if maximum > largest {
+            (largest, first) = (maximum, index);
+        }
+        // False for infinity and for what is no number.
+        sane &= block.iter().fold(true, |sane, logit| sane & (*logit < f32::INFINITY));
+    }
+    let bad = logits.iter().position(|logit| !sane && (logit.is_nan() || *logit == f32::INFINITY));
+    if let Some(token) = bad.or((largest == f32::NEG_INFINITY).then_some(0)) {
+        let value = logits.get(token).copied().unwrap_or(largest);
+        return Err(EngineError::BadLogits { token: token as TokenId, value });
+    }
+    let within = logits[first..].iter().position(|logit| *logit == largest).unwrap_or(0);
+    Ok((first + within) as TokenId)
+}
+
+/// The largest of a block, in lanes that the compiler can keep side by side; what is no number is passed over.
+fn maximum(block: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (sixteens, rest) = block.as_chunks::<16>();
+    for sixteen in sixteens {
+        for (lane, logit) in lanes.iter_mut().zip(sixteen) {
+            *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    if largest.is_finite() {
-        Ok(best as TokenId)
-    } else {
-        Err(EngineError::BadLogits { token: best as TokenId, value: largest })
-    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, logit| largest.max(*logit))
 }
 
 /// A number in [0, 1) for token `step` of a request with this seed.

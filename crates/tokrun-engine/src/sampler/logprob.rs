@@ -1,8 +1,9 @@
 //! Log-probabilities of the model's own distribution: the unmodified logits, before bias, penalties and temperature.
 
-use std::cmp::Ordering;
-
 use tokrun_model::TokenId;
+
+use super::distribution::{Distribution, most_probable_first};
+use super::{BLOCK, maximum};
 
 /// The log-probability of a chosen token, and the most probable tokens beside it.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,28 +19,13 @@ pub struct TokenLogprob {
 /// `logits` is the whole row, padded rows included: the distribution is normalised over what the model computed, as
 /// `log_softmax` does, though padded rows are never named. It is summed in f64.
 pub(crate) fn token_logprob(logits: &[f32], vocab_size: usize, chosen: TokenId, top_n: usize) -> TokenLogprob {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-    let normaliser = f64::from(largest) + sum.ln();
+    let largest = logits.chunks(BLOCK).map(maximum).fold(f32::NEG_INFINITY, f32::max);
+    let normaliser = f64::from(largest) + Distribution::new(logits, largest, 1.0).mass().ln();
     let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
-    let top = most_probable(&logits[..vocab_size], top_n).into_iter().map(|(token, logit)| (token, logprob(logit)));
-    TokenLogprob { top: top.collect(), logprob: logprob(logits[chosen as usize]) }
-}
-
-/// The `count` largest logits with their tokens, largest first, of equal ones the lowest id.
-fn most_probable(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
-    let order = |left: &(TokenId, f32), right: &(TokenId, f32)| -> Ordering {
-        right.1.total_cmp(&left.1).then(left.0.cmp(&right.0))
-    };
-    if count == 0 {
-        return Vec::new();
+    let mut top = Distribution::new(&logits[..vocab_size], largest, 1.0).top(top_n);
+    top.sort_unstable_by(most_probable_first);
+    TokenLogprob {
+        logprob: logprob(logits[chosen as usize]),
+        top: top.into_iter().map(|candidate| (candidate.token, logprob(candidate.logit))).collect(),
     }
-    let mut tokens: Vec<(TokenId, f32)> =
-        logits.iter().enumerate().map(|(id, logit)| (id as TokenId, *logit)).collect();
-    if tokens.len() > count {
-        tokens.select_nth_unstable_by(count - 1, order);
-        tokens.truncate(count);
-    }
-    tokens.sort_unstable_by(order);
-    tokens
 }

@@ -23,10 +23,8 @@ fn shares(params: &SamplingParams, logits: &[f32], draws: u64) -> Vec<f64> {
 /// Tokens that may be drawn.
 fn kept(params: &SamplingParams, logits: &[f32]) -> Vec<TokenId> {
     let best = argmax(logits).expect("the logits are numbers");
-    let mut tokens: Vec<TokenId> =
-        candidates::select(logits, logits[best as usize], params).iter().map(|candidate| candidate.token).collect();
-    tokens.sort_unstable();
-    tokens
+    let distribution = Distribution::new(logits, logits[best as usize], params.temperature);
+    distribution.select(params).iter().map(|candidate| candidate.token).collect()
 }
 
 fn ln(probabilities: &[f32]) -> Vec<f32> {
@@ -230,6 +228,27 @@ fn naive(params: &SamplingParams, logits: &[f32]) -> Vec<TokenId> {
 
 proptest! {
     #[test]
+    fn the_largest_is_found_wherever_it_stands(
+        logits in prop::collection::vec((-20i32..20).prop_map(|half| half as f32 / 2.0), 1..1500),
+        bad in prop::option::of((0usize..1500, prop_oneof![Just(f32::NAN), Just(f32::INFINITY)])),
+    ) {
+        let mut logits = logits;
+        let (mut best, mut bad_at) = (0, None);
+        for token in 0..logits.len() {
+            best = if logits[token] > logits[best] { token } else { best };
+        }
+        if let Some((place, value)) = bad.filter(|(place, _)| *place < logits.len()) {
+            logits[place] = value;
+            bad_at = Some(place as TokenId);
+        }
+        match argmax(&logits) {
+            Ok(token) => prop_assert_eq!((token, None), (best as TokenId, bad_at)),
+            Err(EngineError::BadLogits { token, .. }) => prop_assert_eq!(Some(token), bad_at),
+            Err(error) => prop_assert!(false, "{}", error),
+        }
+    }
+
+    #[test]
     fn partial_selection_keeps_what_sorting_everything_keeps(
         // Halves make ties; the spread goes well past the first heads.
         logits in prop::collection::vec((-120i32..40).prop_map(|half| half as f32 / 2.0), 1..200),
@@ -241,6 +260,20 @@ proptest! {
     ) {
         let params = SamplingParams { temperature, top_k, top_p, min_p, ..SamplingParams::default() };
         prop_assert_eq!(kept(&params, &logits), naive(&params, &logits));
+    }
+
+    #[test]
+    fn a_draw_finds_its_place_in_the_line(
+        logits in prop::collection::vec(-6.0f32..6.0, 1..1500),
+        number in 0.0f64..1.0,
+    ) {
+        let best = argmax(&logits).expect("they are numbers");
+        let token = Distribution::new(&logits, logits[best as usize], 1.0).draw(number).expect("1 is out of reach") as usize;
+        let weights: Vec<f64> = logits.iter().map(|logit| f64::from(*logit).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let before = weights[..token].iter().sum::<f64>() / total;
+        let after = before + weights[token] / total;
+        prop_assert!(before - 1e-5 <= number && number <= after + 1e-5, "{} is not in {}..{}", number, before, after);
     }
 
     #[test]
