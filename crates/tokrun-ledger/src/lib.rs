@@ -6,6 +6,18 @@
 //!
 //! The crate knows nothing of models: a model is a name, a token is a count.
 //!
+//! # How it keeps its promises
+//! - Everything that changes the file passes through one thread a process (`writer`): what is queued becomes one
+//!   transaction, at most one in 5 ms, and is answered after its fsync. The writers of all processes take turns on a file
+//!   lock.
+//! - What is in flight is taken out of its grants at once, so that no two requests, in whatever processes, can spend the
+//!   same credit: `entries - in flight = balance = live grants`, per grant and per wallet (`purse`, `open_request`).
+//! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
+//!   accounts (issued, wallets, spent, expired) each of them sums to zero, and each carries the hash of the one before.
+//! - Whoever dies leaves what it had debited; the next one that notices settles it (`recover`).
+//! - What time does (grants that become effective or expire) is written by the next writer and shown by every reader as if
+//!   it were written already, at the instant at which it happened.
+//!
 //! ```
 //! use std::collections::BTreeMap;
 //! use tokrun_ledger::{

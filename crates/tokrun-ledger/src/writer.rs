@@ -97,7 +97,9 @@ impl Tx<'_> {
             Ok(_) => run(self.conn, "RELEASE job"),
             Err(_) => {
                 self.cache.clear();
-                self.refresh_if_open(run(self.conn, "ROLLBACK TO job").and_then(|()| run(self.conn, "RELEASE job")))
+                run(self.conn, "ROLLBACK TO job")
+                    .and_then(|()| run(self.conn, "RELEASE job"))
+                    .and_then(|()| self.refresh())
             }
         };
         // A full disk or a broken one ends the whole transaction, not just this job.
@@ -190,10 +192,6 @@ impl Tx<'_> {
             self.cache.data_version = Some(version);
         }
         Ok(())
-    }
-
-    fn refresh_if_open(&mut self, rolled_back: Result<()>) -> Result<()> {
-        rolled_back.and_then(|()| self.refresh())
     }
 }
 

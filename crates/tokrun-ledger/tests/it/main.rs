@@ -1,4 +1,5 @@
 //! The ledger from outside: its own API, other processes, and people who write to its file.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod allowance;
 mod common;

@@ -62,7 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..3_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
         4 => (1..25_i64).prop_map(Op::Pass),
         1 => Just(Op::Crash),
-        1 => Just(Op::Interfere),
+        2 => Just(Op::Interfere),
     ]
 }
 
@@ -292,10 +292,11 @@ impl Pair {
                     self.model.settle(id, FinishReason::Crashed);
                 }
             }
-            Op::Interfere => drop(self.home.open().freeze(WALLETS[0]).and_then(|view| {
+            Op::Interfere => {
                 let other = self.home.open();
-                if self.model.frozen[0] { Ok(view) } else { other.thaw(WALLETS[0]) }
-            })),
+                other.grant(GrantRequest::new(WALLETS[0], Credits::from_micro(1_500_000))).unwrap();
+                self.model.grant(0, 1_500_000, 0, self.model.now_us, i64::MAX);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Many processes on one file: sharing it fairly, dying at any instant, and settling for each other.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -307,10 +307,18 @@ impl Worker {
 
     /// Everything it says until it ends. A worker that failed, but for being killed, fails the test.
     fn finish(mut self) -> Vec<String> {
-        let lines: Vec<String> = self.said.lines().map_while(Result::ok).collect();
+        let lines: Vec<String> = self.said.by_ref().lines().map_while(Result::ok).collect();
         let status = self.child.wait().unwrap();
         assert!(status.success() || status.code().is_none(), "a worker failed: {lines:?}");
         lines.into_iter().filter_map(|line| line.strip_prefix('@').map(str::to_owned)).collect()
+    }
+}
+
+impl Drop for Worker {
+    /// A test that fails leaves nobody behind.
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
