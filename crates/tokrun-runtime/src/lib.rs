@@ -12,6 +12,9 @@ mod request;
 mod runtime;
 mod transcript;
 
+#[cfg(test)]
+mod tests;
+
 pub use meter::{LedgerMeter, Meter, Reply, Unmetered};
 pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Timing, Usage};
 pub use request::{GenerateRequest, Payer, Prompt, RuntimeError};
