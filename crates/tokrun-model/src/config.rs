@@ -131,7 +131,6 @@ impl Config {
                 .layer_types()
                 .is_some_and(|types| types.iter().all(|kind| matches!(*kind, "full_attention" | "sliding_attention"))),
             "partial_rotary_factor" => self.get(name).and_then(Value::as_f64) == Some(1.0),
-            "original_max_position_embeddings" => self.get("rope_scaling").is_none(),
             _ => false,
         }
     }
@@ -154,6 +153,8 @@ const HARMLESS: &[&str] = &[
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    // Means something only beside a `rope_scaling`, which is looked at itself.
+    "original_max_position_embeddings",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",

@@ -73,6 +73,8 @@ fn content(header: &Header, sizes: &Sizes, context_tokens: usize) -> Result<gguf
         .filter_map(|(key, value)| Some((key.clone(), candle_value(value)?)))
         .collect();
     metadata.insert("general.architecture".to_owned(), gguf_file::Value::String(architecture.to_owned()));
+    // Without it, Qwen 3's rope tables are computed in f16, where positions beyond 2048 are not even numbers.
+    metadata.insert("general.dtype".to_owned(), gguf_file::Value::U32(0));
     for (setting, value) in [
         ("attention.key_length", sizes.head_width),
         ("attention.value_length", sizes.head_width),

@@ -181,6 +181,13 @@ impl Checker<'_> {
             if tensor.dims != dims {
                 return Err(self.malformed(format!("tensor {name} has shape {:?}, expected {dims:?}", tensor.dims)));
             }
+            // candle takes blocks of these in pairs.
+            let (kind, columns) = (tensor.tensor_type.name, dims.last().copied().unwrap_or(0));
+            if matches!(kind, "Q4_1" | "Q5_0" | "Q5_1") && !columns.is_multiple_of(64) {
+                return Err(unsupported(format!(
+                    "tensor {name} has {columns} columns, not a multiple of 64, in {kind}"
+                )));
+            }
             left_over.remove(&name);
         }
         match left_over.first() {
