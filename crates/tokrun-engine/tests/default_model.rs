@@ -5,10 +5,14 @@
 #![allow(clippy::print_stderr, reason = "a test that was skipped says so")]
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 
 use serde::Deserialize;
-use tokrun_engine::{ChatMessage, ChatTemplate, RenderOptions, TokenId, Tokenizer};
-use tokrun_model::ModelFile;
+use tokrun_engine::{
+    ChatMessage, ChatTemplate, Engine, EngineOptions, Finish, RenderOptions, RequestId, SamplingParams, Submission,
+    TokenId, Tokenizer,
+};
+use tokrun_model::{LoadOptions, ModelFile};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -46,4 +50,47 @@ fn the_default_model_speaks_as_its_makers_meant_it() {
     let question = ChatMessage { role: "user".to_owned(), content: "Why is the sky blue?".to_owned() };
     let options = RenderOptions { add_generation_prompt: true, now: jiff::civil::date(2024, 7, 5).at(9, 3, 7, 0) };
     assert_eq!(template.render(&[question], &options).expect("it renders"), reference.rendered);
+}
+
+#[test]
+fn the_default_model_answers_through_the_engine() {
+    let Some(path) = model() else { return };
+    let file = ModelFile::open(&path).expect("the model file is whole");
+    let tokenizer = Tokenizer::from_assets(file.assets()).expect("its tokenizer is known");
+    let prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
+    let executor = file.load(&LoadOptions::default()).expect("it can be run");
+    let (sender, reports) = channel();
+    // A budget of 7 cuts the prompt into chunks.
+    let options = EngineOptions { step_tokens_max: 7, ..EngineOptions::default() };
+    let report = move |step| sender.send(step).expect("the test listens");
+    let engine = Engine::spawn(executor, tokenizer.vocab_size(), options, report).expect("it starts");
+    let submission = Submission {
+        request_id: RequestId(1),
+        prompt: tokenizer.encode(prompt, false).expect("it can be tokenized"),
+        max_new_tokens: 24,
+        end_tokens: file.assets().end_token_ids.clone(),
+        sampling: SamplingParams::greedy(),
+        logprobs: Some(1),
+    };
+    engine.submit(submission).expect("there is room");
+    let mut stream = tokenizer.stream();
+    let mut text = String::new();
+    let finish = loop {
+        let step = reports.recv().expect("a report").sequences.pop().expect("one sequence");
+        if let Some(token) = step.token {
+            let logprob = token.logprob.expect("it was asked for");
+            assert_eq!(
+                (logprob.top[0].0, logprob.top[0].1),
+                (token.id, logprob.logprob),
+                "greedy is the most probable"
+            );
+            text.push_str(&stream.push(token.id).expect("it is a token"));
+        }
+        if let Some(finish) = step.finish {
+            break finish;
+        }
+    };
+    text.push_str(&stream.finish());
+    assert!(text.contains("Paris"), "{text:?}");
+    assert_eq!(finish, Finish::Stop, "{text:?}");
 }
