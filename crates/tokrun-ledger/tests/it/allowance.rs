@@ -116,6 +116,26 @@ fn burns_by_priority_then_expiry_then_age() {
 }
 
 #[test]
+fn a_hold_burns_in_the_same_order_after_others_have_written() {
+    for interfere in [false, true] {
+        let home = Home::new();
+        let ledger = home.open();
+        ledger.create_wallet("ada", None).unwrap();
+        ledger.grant(GrantRequest::new("ada", credits(6))).unwrap();
+        ledger.grant(GrantRequest { priority: -1, ..GrantRequest::new("ada", credits(6)) }).unwrap();
+        let price = Price { cached_prompt: Credits::ZERO, ..Price::default() };
+        ledger.admit(Admission { price, ..admission("r", "ada", 10) }).unwrap();
+        if interfere {
+            home.open().create_wallet("bob", None).unwrap();
+        }
+        debit(&ledger, first_debit("r", 8, 1));
+        let left: Vec<_> = ledger.wallet("ada").unwrap().grants.into_iter().map(|grant| grant.remaining).collect();
+        assert_eq!(left, [credits(3), credits(6)], "the younger one burns first");
+        verify(&ledger);
+    }
+}
+
+#[test]
 fn grants_are_judged_at_each_commit() {
     let home = Home::new();
     let ledger = home.open();
