@@ -522,3 +522,36 @@ fn a_process_taken_for_dead_is_told_so_and_delivers_nothing_more() {
     assert_eq!(settle(&ledger, "held", FinishReason::Stop).unwrap().debited, Credits::ZERO);
     verify(&heir);
 }
+
+#[test]
+fn health_tells_what_is_there_and_the_probe_leaves_nothing_behind() {
+    let home = Home::new();
+    let ledger = home.open();
+    fund(&ledger, "ada", 10);
+    ledger.admit(admission("r", "ada", 1)).unwrap();
+    let health = ledger.health().unwrap();
+    assert_eq!((health.schema_version, health.entries, health.wallets, health.open_requests), (1, 1, 1, 1));
+    assert_eq!((health.service, health.bad), (false, None));
+    assert_eq!(health.path, ledger.path());
+    let disk = tempfile::tempdir().unwrap();
+    assert!(tokrun_ledger::fsync_probe_us(disk.path()).unwrap() < 10_000_000);
+    assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0);
+    assert!(tokrun_ledger::fsync_probe_us(&disk.path().join("nowhere")).is_err());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_ledger_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let path = home.directory.path().join("made").join("for").join("it").join("ledger.db");
+    let ledger = tokrun_ledger::Ledger::open(&path).unwrap();
+    ledger.create_wallet("ada", None).unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(path.parent().unwrap()), 0o700);
+    assert_eq!(mode(&path), 0o600);
+    assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+    let copy = home.directory.path().join("backup.db");
+    ledger.backup(&copy).unwrap();
+    assert_eq!(mode(&copy), 0o600);
+}

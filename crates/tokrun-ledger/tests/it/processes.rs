@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokrun_ledger::{
     Admission, Credits, FinishReason, Ledger, LedgerError, MICRO, Settlement, StarterGrant, UsageBy, UsageQuery,
-    fsync_probe_us,
 };
 use uuid::Uuid;
 
@@ -46,9 +47,14 @@ fn sixteen_processes_share_a_wallet_that_pays_for_half_of_them() {
     let wanted = i64::try_from(PROMPT_TOKENS).unwrap() + i64::from(STEP_TOKENS) * 20;
     let funded = 16 * wanted / 2;
     fund(&ledger, "ada", funded);
-    let fsync = Duration::from_micros(fsync_probe_us(home.directory.path()).unwrap());
-    let workers: Vec<Worker> = (0..16).map(|_| Worker::start(&home.path(), "one request")).collect();
-    let reports: Vec<Vec<String>> = workers.into_iter().map(Worker::finish).collect();
+    let busy = AtomicBool::new(true);
+    let (reports, worst_fsync) = thread::scope(|scope| {
+        let disk = scope.spawn(|| worst_fsync_while(&busy, home.directory.path()));
+        let workers: Vec<Worker> = (0..16).map(|_| Worker::start(&home.path(), "one request")).collect();
+        let reports: Vec<Vec<String>> = workers.into_iter().map(Worker::finish).collect();
+        busy.store(false, Ordering::SeqCst);
+        (reports, disk.join().unwrap())
+    });
 
     let paid: i64 = reports.iter().map(|report| paid(report).iter().map(|(_, tokens)| tokens).sum::<i64>()).sum();
     let left = balance(&ledger, "ada");
@@ -62,9 +68,9 @@ fn sixteen_processes_share_a_wallet_that_pays_for_half_of_them() {
 
     let waits = reports.iter().flatten().filter_map(|line| line.strip_prefix("waited "));
     let longest = waits.map(|us| Duration::from_micros(us.parse().unwrap())).max().unwrap();
-    // Everybody's turn comes within a few rounds, and a round is at least sixteen times the disk's own fsync.
-    let fair = Duration::from_millis(500).max(fsync * 16 * 4);
-    assert!(longest < fair, "somebody waited {longest:?}, an fsync takes {fsync:?}");
+    // Nobody waits for more than everybody's turn; on a disk that is busy with other things a turn takes what it takes.
+    let fair = Duration::from_millis(500).max(worst_fsync * 16);
+    assert!(longest < fair, "somebody waited {longest:?}, an fsync {worst_fsync:?}");
 }
 
 #[test]
@@ -79,7 +85,7 @@ fn killed_at_any_instant_nothing_is_lost_and_nothing_is_charged_twice() {
         worker.wait_for("ready");
         // From before it has opened the file to well within its second request.
         let delay_us = Uuid::new_v4().as_u128() % 200_000;
-        std::thread::sleep(Duration::from_micros(delay_us as u64));
+        thread::sleep(Duration::from_micros(delay_us as u64));
         // Half of the time its heir is somebody who was there all along, otherwise a newcomer.
         if round % 2 == 0 {
             drop(ledger);
@@ -148,7 +154,7 @@ fn an_active_writer_settles_for_the_dead_without_being_reopened() {
     while ledger.health().unwrap().open_requests > 0 {
         assert!(Instant::now() < patience, "nobody settled for the dead");
         ledger.thaw("ada").unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(balance(&ledger, "ada"), credits(1000 - 4 * 13));
     verify(&ledger);
@@ -181,6 +187,19 @@ fn on_a_full_disk_a_failed_commit_charges_nothing() {
     verify(&ledger);
     assert_eq!(ledger.health().unwrap().open_requests, 0);
     assert_eq!(balance(&ledger, "ada"), credits(1_000_000 - acknowledged), "what was not acknowledged was not charged");
+}
+
+/// The longest that anybody, in no queue at all, waits for this disk.
+fn worst_fsync_while(busy: &AtomicBool, directory: &Path) -> Duration {
+    let mut file = tempfile::tempfile_in(directory).unwrap();
+    let mut worst = Duration::ZERO;
+    while busy.load(Ordering::SeqCst) {
+        let start = Instant::now();
+        file.write_all(&[0; 4096]).and_then(|()| file.sync_all()).unwrap();
+        worst = worst.max(start.elapsed());
+        thread::sleep(Duration::from_millis(5));
+    }
+    worst
 }
 
 /// Requests of twenty steps, until the allowance ends.
@@ -219,7 +238,7 @@ fn leave_open(ledger: &Ledger) {
         }
     }
     say("left open");
-    std::thread::sleep(Duration::from_secs(600));
+    thread::sleep(Duration::from_secs(600));
 }
 
 fn first_request(path: &Path) {
