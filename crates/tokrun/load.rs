@@ -91,7 +91,7 @@ pub(crate) fn start(found: &Found, meter: Arc<dyn Meter>, sequences_max: usize) 
     // The tokenizer is built while the weights are read.
     let (executor, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));
-        let executor = file.load(&LoadOptions { sequences_max: Some(sequences_max) });
+        let executor = file.load(&LoadOptions { sequences_max: Some(sequences_max), ..LoadOptions::default() });
         (executor, tokenizer.join())
     });
     let tokenizer = tokenizer.map_err(|_| {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
 use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, PromptDebit, Settled, Settlement};
@@ -186,7 +186,9 @@ impl Active {
     }
 
     /// The debit is durable: what it paid goes to the caller now, and not before.
-    pub(crate) fn on_debited(&mut self, debited: &Debited, now: Instant) -> Engine {
+    pub(crate) fn on_debited(&mut self, debited: &Debited, now: Instant, waited: Duration) -> Engine {
+        let waited_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        self.timing.commit_wait_max_us = self.timing.commit_wait_max_us.max(waited_us);
         if let Some(refused) = &debited.refused {
             return self.on_debit_failed(RuntimeError::Unpaid(refused.clone()));
         }

@@ -74,6 +74,8 @@ pub struct Timing {
     pub decode_us: u64,
     /// Until it was settled, µs.
     pub total_us: u64,
+    /// The longest that a debit waited until it was durable, µs.
+    pub commit_wait_max_us: u64,
     /// Time between a token and the one before it, one for each token but the first, µs. Tokens that one commit paid
     /// came together: each counts an equal share of the time since the commit before.
     pub itl_us: Vec<u64>,

@@ -79,6 +79,7 @@ impl Runtime {
             messages: messages.clone(),
             active: HashMap::new(),
             debiting: Vec::new(),
+            debit_sent: Instant::now(),
             stopping: false,
         };
         let thread = std::thread::Builder::new()
@@ -269,6 +270,7 @@ struct Metering {
     active: HashMap<RequestId, Active>,
     /// The requests in the debit under way, in its order.
     debiting: Vec<RequestId>,
+    debit_sent: Instant,
     stopping: bool,
 }
 
@@ -350,6 +352,7 @@ impl Metering {
             }
         }
         if !debits.is_empty() {
+            self.debit_sent = Instant::now();
             let messages = self.messages.clone();
             self.meter.debit(debits, Box::new(move |result| drop(messages.send(Message::Debited(result)))));
         }
@@ -361,8 +364,9 @@ impl Metering {
         match result {
             Ok(debited) => {
                 assert_eq!(ids.len(), debited.len(), "an answer for each debit");
+                let waited = now - self.debit_sent;
                 for (id, debited) in ids.into_iter().zip(&debited) {
-                    self.update(id, |active| active.on_debited(debited, now));
+                    self.update(id, |active| active.on_debited(debited, now, waited));
                 }
             }
             Err(error) => {

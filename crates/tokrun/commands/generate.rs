@@ -146,6 +146,7 @@ fn json_outcome(
         "decode_ms": output::ms(timing.decode_us),
         "itl_ms": itl.map(|itl| json!({ "p50": itl.p50_ms, "p95": itl.p95_ms, "p99": itl.p99_ms })),
         "itl_us": timing.itl_us,
+        "commit_wait_max_ms": output::ms(timing.commit_wait_max_us),
         "total_ms": output::ms(timing.total_us),
         "discarded_tokens": usage.discarded_tokens,
     });
