@@ -67,6 +67,9 @@ pub struct ModelInfo {
 pub struct LoadOptions {
     /// Sequences that may exist at once, at most; the executor may allow fewer.
     pub sequences_max: Option<usize>,
+    /// Quantised weights are computed in float32, which rounds nothing, where they then take at most this many bytes;
+    /// 1 GiB where nothing is said, 0 for never.
+    pub float32_bytes_max: Option<u64>,
 }
 
 /// An opened and checked model: its header was read, its weights were not.

@@ -38,8 +38,8 @@ pub(super) struct Family {
     pub(super) pieces: fn(&Setup) -> Pieces,
     /// Says what else of the settings candle would get wrong.
     refuse: fn(&Config) -> Option<String>,
-    /// Tensors of a layer, after `model.layers.N.`, whose absence candle answers with a panic.
-    layer_tensors: &'static [&'static str],
+    /// Tensors of a layer, after `model.layers.N.`, and their shapes, where candle answers a wrong one with a panic.
+    pub(super) layer_shapes: fn(&Setup) -> Vec<(&'static str, Vec<usize>)>,
     pub(super) load: fn(&Setup, VarBuilder<'_>) -> candle_core::Result<Box<dyn Decoder>>,
 }
 
@@ -67,13 +67,6 @@ impl Family {
             None => Ok(()),
         }
     }
-
-    /// The first tensor that is missing of those whose absence would make candle panic.
-    pub(super) fn missing_tensor(&self, setup: &Setup, has: impl Fn(&str) -> bool) -> Option<String> {
-        let names = (0..setup.layers)
-            .flat_map(|layer| self.layer_tensors.iter().map(move |name| format!("model.layers.{layer}.{name}.weight")));
-        names.into_iter().find(|name| !has(name))
-    }
 }
 
 /// Equal, or equal as numbers.
@@ -93,6 +86,6 @@ const PLAIN: Family = Family {
     slides: false,
     context_tokens_max: CONTEXT_TOKENS_MAX,
     pieces: |_| Pieces::Any,
-    layer_tensors: &[],
+    layer_shapes: |_| Vec::new(),
     load: |_, _| Err(candle_core::Error::Msg("a family without loader".to_owned())),
 };

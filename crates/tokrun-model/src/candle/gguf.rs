@@ -18,9 +18,14 @@ use crate::{Executor, LoadOptions, ModelError};
 
 mod checks;
 mod families;
+mod widened;
 
 use checks::Sizes;
 use families::{FAMILIES, WRONG};
+use widened::{Source, Widened};
+
+/// Weights are widened where they then take at most this, unless the caller says otherwise.
+const FLOAT32_BYTES_MAX: u64 = 1 << 30;
 
 /// Loads the model of `header`, whose file is `file`.
 pub(crate) fn load(
@@ -42,9 +47,16 @@ pub(crate) fn load(
     let context_tokens = sizes.context_tokens.min(family.context_tokens_max).min(CONTEXT_TOKENS_MAX);
     let load = {
         let (path, file, header, sizes) = (path.to_owned(), Arc::clone(file), header.clone(), sizes.clone());
+        let float32_bytes_max = options.float32_bytes_max.unwrap_or(FLOAT32_BYTES_MAX);
+        let elements: u64 = header.tensors.values().map(|tensor| tensor.elements()).sum();
         move || {
-            let content = content(&header, &sizes, context_tokens)?;
-            guarded(|| (family.load)(content, &mut Cursor::new(&file))).map_err(|error| match error {
+            let mut content = content(&header, &sizes, context_tokens)?;
+            let mut source: Box<dyn Source> = Box::new(Cursor::new(&file[..]));
+            if elements.saturating_mul(4) <= float32_bytes_max {
+                let (widened, reader) = Widened::new(content, &file);
+                (content, source) = (widened, Box::new(reader));
+            }
+            guarded(|| (family.load)(content, &mut source)).map_err(|error| match error {
                 ModelError::Compute(error) => ModelError::Malformed { path: path.clone(), reason: error.to_string() },
                 other => other,
             })

@@ -14,6 +14,7 @@ use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, 
 mod families;
 mod gguf;
 mod safetensors;
+mod sizes;
 
 pub(crate) use gguf::load as load_gguf;
 pub(crate) use safetensors::load as load_safetensors;

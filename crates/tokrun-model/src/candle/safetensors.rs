@@ -14,7 +14,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::families::{FAMILIES, Family, WRONG};
-use super::{CONTEXT_TOKENS_MAX, Decoder, Loaded, executor, guarded};
+use super::{CONTEXT_TOKENS_MAX, Decoder, Loaded, executor, guarded, sizes};
 use crate::config::Config;
 use crate::safetensors::{TensorInfo, Weights};
 use crate::{Executor, LoadOptions, ModelError};
@@ -48,8 +48,9 @@ pub(crate) fn load(
 fn decoder(folder: &Path, family: &Family, setup: &Setup, weights: &Weights) -> Result<Box<dyn Decoder>, ModelError> {
     let source = Source::new(weights, &setup.config, family);
     let malformed = |reason| ModelError::Malformed { path: folder.to_owned(), reason };
-    if let Some(name) = family.missing_tensor(setup, |name| source.find(name).is_some()) {
-        return Err(malformed(format!("tensor {name} is missing")));
+    let shapes = (family.layer_shapes)(setup);
+    for (layer, (name, shape)) in (0..setup.layers).flat_map(|layer| shapes.iter().map(move |entry| (layer, entry))) {
+        source.check(&format!("model.layers.{layer}.{name}.weight"), shape).map_err(malformed)?;
     }
     let builder = VarBuilder::from_backend(Box::new(&source), DType::F32, Device::Cpu);
     let decoder = guarded(|| (family.load)(setup, builder)).map_err(|error| match error {
@@ -86,40 +87,14 @@ pub(super) struct Setup {
 impl Setup {
     fn new(folder: &Path, config: Config, weights: &Weights, family: &Family) -> Result<Self, ModelError> {
         let malformed = |reason: String| ModelError::Malformed { path: folder.join("config.json"), reason };
-        let size = |name: &str, most: usize| match config.uint(name) {
-            Some(value) if (1..=most).contains(&value) => Ok(value),
-            _ => Err(malformed(format!("{name} is missing or not between 1 and {most}"))),
-        };
-        // Each layer has tensors, so a larger number is a lie that would cost memory before it is found out.
-        let layers = size("num_hidden_layers", weights.tensors().len().max(1))?;
-        let hidden = size("hidden_size", 1 << 20)?;
-        let vocab_size = size("vocab_size", 1 << 24)?;
-        if config.get("num_attention_heads").is_some() {
-            let heads = size("num_attention_heads", 1 << 12)?;
-            let kv_heads =
-                if config.get("num_key_value_heads").is_some() { size("num_key_value_heads", 1 << 12)? } else { heads };
-            if !heads.is_multiple_of(kv_heads) {
-                return Err(malformed(format!("{heads} query heads cannot share {kv_heads} key heads")));
-            }
-            if config.get("head_dim").is_some() {
-                size("head_dim", 1 << 10)?;
-            } else if !hidden.is_multiple_of(heads) {
-                return Err(malformed(format!("hidden_size {hidden} cannot be shared by {heads} heads")));
-            }
-        }
-        for name in ["num_experts", "n_routed_experts"] {
-            if config.uint(name).is_some_and(|experts| experts > weights.tensors().len()) {
-                return Err(malformed(format!("{name} is more than there are tensors")));
-            }
-        }
+        sizes::check(&config, weights.tensors().len()).map_err(malformed)?;
+        let size = |name| config.uint(name).ok_or_else(|| malformed(format!("{name} is missing")));
+        let (layers, vocab_size) = (size("num_hidden_layers")?, size("vocab_size")?);
         let context = config.uint("max_position_embeddings").unwrap_or(CONTEXT_TOKENS_MAX);
         let window_tokens = config.window_tokens().filter(|&window| window < context);
         let most =
             family.context_tokens_max.min(if family.slides { usize::MAX } else { window_tokens.unwrap_or(usize::MAX) });
         let context_tokens = context.min(most).min(CONTEXT_TOKENS_MAX);
-        if context_tokens == 0 {
-            return Err(malformed("max_position_embeddings is 0".to_owned()));
-        }
         let mut settings = config.settings().clone();
         settings.insert("max_position_embeddings".to_owned(), json!(context_tokens));
         settings.insert("use_flash_attn".to_owned(), json!(false));
@@ -191,6 +166,15 @@ impl<'a> Source<'a> {
         names.find_map(|name| self.weights.tensors().get(&name).map(|tensor| (name, tensor)))
     }
 
+    /// Says so where a tensor is missing or has another shape.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<(), String> {
+        match self.find(name) {
+            None => Err(format!("tensor {name} is missing")),
+            Some((_, tensor)) if tensor.shape == shape => Ok(()),
+            Some((_, tensor)) => Err(format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape)),
+        }
+    }
+
     fn tensor(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let Some((file_name, tensor)) = self.find(name) else {
             return Err(candle_core::Error::Msg(format!("tensor {name} is missing")));
@@ -231,12 +215,7 @@ impl<'a> Source<'a> {
 impl SimpleBackend for &Source<'_> {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         // The shape is compared before anything is allocated.
-        if let Some((_, tensor)) = self.find(name)
-            && tensor.shape != shape.dims()
-        {
-            let reason = format!("tensor {name} has shape {:?}, expected {:?}", tensor.shape, shape.dims());
-            return Err(candle_core::Error::Msg(reason));
-        }
+        self.check(name, shape.dims()).map_err(candle_core::Error::Msg)?;
         self.tensor(name, dtype, device)
     }
 

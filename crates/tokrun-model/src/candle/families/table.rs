@@ -190,7 +190,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             ((multiplier * (width as f64).sqrt() - 1.0).abs() > 1e-6)
                 .then(|| format!("attention_multiplier {multiplier} is not one over the root of the heads' width"))
         },
-        layer_tensors: LLAMA_TENSORS,
+        layer_shapes: llama_shapes,
         load: |setup, builder| {
             let config: candle::granite::GraniteConfig =
                 setup.build(json!({"bos_token_id": null, "eos_token_id": null}))?;
@@ -308,7 +308,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             let kind = config.get("rope_scaling")?.get("rope_type")?;
             (kind != "llama3").then(|| format!("rope_scaling of type {kind}"))
         },
-        layer_tensors: LLAMA_TENSORS,
+        layer_shapes: llama_shapes,
         load: |setup, builder| {
             // Past this length candle cuts its cache, along the wrong dimension: by the number of heads.
             let length = setup.context_tokens.max(setup.uint("num_attention_heads").unwrap_or(0));
@@ -574,17 +574,22 @@ pub(in crate::candle) const WRONG: &[(&str, &str)] = &[
 ];
 
 /// The tensors of a Llama layer.
-const LLAMA_TENSORS: &[&str] = &[
-    "input_layernorm",
-    "post_attention_layernorm",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
+fn llama_shapes(setup: &Setup) -> Vec<(&'static str, Vec<usize>)> {
+    let size = |name| setup.uint(name).unwrap_or(0);
+    let (hidden, heads, feed_forward) = (size("hidden_size"), size("num_attention_heads"), size("intermediate_size"));
+    let keys = hidden / heads.max(1) * setup.uint("num_key_value_heads").unwrap_or(heads);
+    vec![
+        ("input_layernorm", vec![hidden]),
+        ("post_attention_layernorm", vec![hidden]),
+        ("self_attn.q_proj", vec![hidden, hidden]),
+        ("self_attn.k_proj", vec![keys, hidden]),
+        ("self_attn.v_proj", vec![keys, hidden]),
+        ("self_attn.o_proj", vec![hidden, hidden]),
+        ("mlp.gate_proj", vec![feed_forward, hidden]),
+        ("mlp.up_proj", vec![feed_forward, hidden]),
+        ("mlp.down_proj", vec![hidden, feed_forward]),
+    ]
+}
 
 /// How Mamba's weights were initialised, which their values say already.
 const MAMBA_HARMLESS: &[&str] = &[
@@ -631,5 +636,5 @@ fn lfm2_feed_forward(setup: &Setup) -> Option<usize> {
     }
     let multiplier = setup.float("block_ffn_dim_multiplier").unwrap_or(1.0);
     let adjusted = (multiplier * (2 * full / 3) as f64) as usize;
-    Some(adjusted.next_multiple_of(setup.uint("block_multiple_of").unwrap_or(256).max(1)))
+    adjusted.checked_next_multiple_of(setup.uint("block_multiple_of").unwrap_or(256).max(1))
 }

@@ -1,7 +1,5 @@
 //! The GGUF architectures that candle runs rightly, what each of them honours, and how its tensors measure.
 
-use std::io::Cursor;
-
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device};
 use candle_transformers::models as candle;
@@ -10,6 +8,7 @@ use Dim::{
     Convolution, Experts, FeedForward, Head, Hidden, Keys, Queries, QueriesKeysValues, ThreeHidden, TwoFeedForward,
 };
 
+use super::widened::Source;
 use crate::candle::families::adapters::{once, plain, single};
 use crate::candle::{CONTEXT_TOKENS_MAX, Decoder, Pieces};
 
@@ -29,7 +28,7 @@ pub(super) struct Family {
     /// The length candle's own tables end at.
     pub(super) context_tokens_max: usize,
     pub(super) pieces: Pieces,
-    pub(super) load: fn(Content, &mut Cursor<&[u8]>) -> candle_core::Result<Box<dyn Decoder>>,
+    pub(super) load: fn(Content, &mut Box<dyn Source + '_>) -> candle_core::Result<Box<dyn Decoder>>,
 }
 
 /// How much of each head candle rotates.
