@@ -43,7 +43,9 @@ fn crates_depend_on_each_other_as_the_picture_says() {
 #[test]
 fn the_fixed_libraries_are_used() {
     let sources = sources();
-    for name in ["candle_core", "candle_transformers", "cudarc", "tokenizers", "hf_hub", "safetensors", "clap", "rusqlite"] {
+    for name in
+        ["candle_core", "candle_transformers", "cudarc", "tokenizers", "hf_hub", "safetensors", "clap", "rusqlite"]
+    {
         let used = sources.iter().any(|(_, text)| text.contains(&format!("{name}::")));
         assert!(used, "{name} is not used");
     }
@@ -66,10 +68,24 @@ fn engine_and_ledger_do_not_know_each_other() {
 /// Top level: what the owner fixed, and nothing beside it.
 #[test]
 fn the_top_level_is_as_fixed() {
-    let allowed = ["Cargo.toml", "crates", "kernels", "models.toml", "examples", "tests", "README.md", "Cargo.lock", "LICENSE", "CHANGELOG.md"];
+    let allowed = [
+        "Cargo.toml",
+        "crates",
+        "kernels",
+        "models.toml",
+        "examples",
+        "tests",
+        "README.md",
+        "Cargo.lock",
+        "LICENSE",
+        "CHANGELOG.md",
+    ];
     for entry in std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).expect("the root can be read") {
         let name = entry.expect("an entry can be read").file_name().to_string_lossy().into_owned();
-        assert!(name.starts_with('.') || name == "target" || allowed.contains(&name.as_str()), "{name} does not belong there");
+        assert!(
+            name.starts_with('.') || name == "target" || allowed.contains(&name.as_str()),
+            "{name} does not belong there"
+        );
     }
 }
 

@@ -37,8 +37,11 @@ fn generate<'a>(model: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn gguf() -> PathBuf {
-    let found = fs::read_dir(fixture("llama-gguf")).expect("the fixture is there");
-    found.map(|entry| entry.expect("readable").path()).find(|path| path.extension().is_some_and(|end| end == "gguf")).expect("a GGUF")
+    let found = fs::read_dir(fixture("gguf-llama")).expect("the fixture is there");
+    found
+        .map(|entry| entry.expect("readable").path())
+        .find(|path| path.extension().is_some_and(|end| end == "gguf"))
+        .expect("a GGUF")
 }
 
 #[test]
@@ -196,7 +199,9 @@ fn a_ledger_from_a_newer_version() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("newer") || said.contains("upgrade"), "{said}");
-    with_ledger(&file, |connection| connection.execute_batch(&format!("PRAGMA user_version = {before}")).expect("it can be set"));
+    with_ledger(&file, |connection| {
+        connection.execute_batch(&format!("PRAGMA user_version = {before}")).expect("it can be set")
+    });
     assert_eq!(home.balance("ada"), 1_000);
     home.verify();
 }
@@ -206,7 +211,11 @@ fn a_ledger_that_was_tampered_with() {
     let home = home_with_money();
     home.json(&generate(&tiny_model(), &["--max-tokens", "3"]));
     with_ledger(&home.path().join("ledger.db"), |connection| {
-        connection.execute_batch("DROP TRIGGER posting_is_final_update; UPDATE posting SET amount = amount + 1000000 WHERE line = 0;").expect("it can be done");
+        connection
+            .execute_batch(
+                "DROP TRIGGER posting_is_final_update; UPDATE posting SET amount = amount + 1000000 WHERE line = 0;",
+            )
+            .expect("it can be done");
     });
     let verify = home.run(&["ledger", "verify"]);
     assert_eq!(verify.status.code(), Some(1));

@@ -25,15 +25,34 @@ fn text_streams_to_stdout_and_figures_to_stderr() {
 fn the_json_answer_has_every_field_of_the_contract() {
     let home = Home::new();
     let answer = home.json(&[
-        "generate", "Hello", "--model", &tiny_model(), "--ignore-eos", "--max-tokens", "6", "--logprobs", "3",
+        "generate",
+        "Hello",
+        "--model",
+        &tiny_model(),
+        "--ignore-eos",
+        "--max-tokens",
+        "6",
+        "--logprobs",
+        "3",
     ]);
     for field in [
-        "request_id", "model", "device", "user", "text", "finish_reason", "prompt_token_ids", "token_ids", "logprobs",
-        "usage", "timing", "allowance",
+        "request_id",
+        "model",
+        "device",
+        "user",
+        "text",
+        "finish_reason",
+        "prompt_token_ids",
+        "token_ids",
+        "logprobs",
+        "usage",
+        "timing",
+        "allowance",
     ] {
         assert!(!answer[field].is_null(), "{field} is missing: {answer}");
     }
-    for field in ["load_ms", "queue_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "itl_ms", "total_ms"] {
+    for field in ["load_ms", "queue_ms", "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "itl_ms", "total_ms"]
+    {
         assert!(!answer["timing"][field].is_null(), "timing.{field} is missing: {answer}");
     }
     for field in ["p50", "p95", "p99"] {
@@ -58,7 +77,8 @@ fn the_json_answer_has_every_field_of_the_contract() {
 fn the_prompt_comes_from_stdin_or_a_file_too() {
     let home = Home::new();
     let model = tiny_model();
-    let flags = ["--model", &model, "--raw", "--ignore-eos", "--max-tokens", "4", "--temperature", "0", "--output", "json"];
+    let flags =
+        ["--model", &model, "--raw", "--ignore-eos", "--max-tokens", "4", "--temperature", "0", "--output", "json"];
     let direct = home.run(&[&["generate", "Once upon a time"][..], &flags].concat());
     let direct = parse(&direct);
     let file = home.path().join("prompt.txt");
@@ -81,7 +101,12 @@ fn the_prompt_comes_from_stdin_or_a_file_too() {
 #[test]
 fn usage_errors_exit_2_in_both_formats() {
     let home = Home::new();
-    for arguments in [&["no-such-command"][..], &["generate", "--no-such-flag"], &["wallet", "grant", "ada"], &["generate", "x", "--device", "tpu"]] {
+    for arguments in [
+        &["no-such-command"][..],
+        &["generate", "--no-such-flag"],
+        &["wallet", "grant", "ada"],
+        &["generate", "x", "--device", "tpu"],
+    ] {
         assert_eq!(home.run(arguments).status.code(), Some(2), "{arguments:?}");
         let output = home.run(&[arguments, &["--output", "json"]].concat());
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -123,7 +148,11 @@ fn a_backup_is_a_sound_ledger_and_overwrites_nothing() {
     let file_name = file.to_str().expect("UTF-8");
     home.json(&["ledger", "backup", file_name]);
     assert_eq!(home.run(&["ledger", "backup", file_name]).status.code(), Some(1));
-    let output = home.command(&["wallet", "show", "ada", "--output", "json"]).env("TOKRUN_HOME", &copy).output().expect("it runs");
+    let output = home
+        .command(&["wallet", "show", "ada", "--output", "json"])
+        .env("TOKRUN_HOME", &copy)
+        .output()
+        .expect("it runs");
     assert_eq!(parse(&output)["balance"], 500);
     let output = home.command(&["ledger", "verify"]).env("TOKRUN_HOME", &copy).output().expect("it runs");
     assert!(output.status.success());
@@ -136,7 +165,18 @@ fn chat_remembers_pays_and_saves() {
     let saved = home.path().join("talk.json");
     let model = tiny_model();
     let mut child = home
-        .command(&["chat", "--model", &model, "--user", "ada", "--max-tokens", "8", "--ignore-eos", "--temperature", "0"])
+        .command(&[
+            "chat",
+            "--model",
+            &model,
+            "--user",
+            "ada",
+            "--max-tokens",
+            "8",
+            "--ignore-eos",
+            "--temperature",
+            "0",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -148,8 +188,10 @@ fn chat_remembers_pays_and_saves() {
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("/help") && said.contains("ada has"), "{said}");
-    let turns: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(saved).expect("it was saved")).expect("JSON");
-    let roles: Vec<&str> = turns.as_array().expect("a list").iter().map(|turn| turn["role"].as_str().expect("a role")).collect();
+    let turns: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(saved).expect("it was saved")).expect("JSON");
+    let roles: Vec<&str> =
+        turns.as_array().expect("a list").iter().map(|turn| turn["role"].as_str().expect("a role")).collect();
     assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
     let usage = home.json(&["usage"]);
     assert_eq!(usage[0]["requests"], 2);
@@ -168,7 +210,13 @@ fn bench_reports_as_llama_bench_does() {
     for (row, (n_prompt, n_gen)) in rows.iter().zip([(32, 0), (0, 16)]) {
         assert_eq!((&row["n_prompt"], &row["n_gen"], &row["n_depth"]), (&n_prompt.into(), &n_gen.into(), &0.into()));
         assert_eq!(row["samples_ts"].as_array().expect("a list").len(), 3);
-        let mean = row["samples_ts"].as_array().expect("a list").iter().map(|rate| rate.as_f64().expect("a rate")).sum::<f64>() / 3.0;
+        let mean = row["samples_ts"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|rate| rate.as_f64().expect("a rate"))
+            .sum::<f64>()
+            / 3.0;
         assert!((row["avg_ts"].as_f64().expect("a rate") / mean - 1.0).abs() < 1e-9);
         assert_eq!(row["ledger"], true);
         assert!(row["fsync_us"].is_number());
@@ -185,7 +233,8 @@ fn bench_reports_as_llama_bench_does() {
 fn doctor_names_every_part_and_a_remedy_for_what_is_missing() {
     let home = Home::new();
     let findings = home.json(&["doctor"]);
-    let about: Vec<&str> = findings.as_array().expect("a list").iter().map(|row| row["about"].as_str().expect("a name")).collect();
+    let about: Vec<&str> =
+        findings.as_array().expect("a list").iter().map(|row| row["about"].as_str().expect("a name")).collect();
     assert_eq!(about, ["processor", "gpu", "memory", "home", "model", "ledger"]);
     let model = &findings[4];
     assert!(model["remedy"].as_str().expect("a remedy").contains("tokrun model pull"));
@@ -196,7 +245,8 @@ fn doctor_names_every_part_and_a_remedy_for_what_is_missing() {
 fn the_catalogue_lists_what_can_be_run() {
     let home = Home::new();
     let models = home.json(&["model", "list"]);
-    let names: Vec<&str> = models.as_array().expect("a list").iter().map(|model| model["name"].as_str().expect("a name")).collect();
+    let names: Vec<&str> =
+        models.as_array().expect("a list").iter().map(|model| model["name"].as_str().expect("a name")).collect();
     assert!(names.contains(&"smollm2-135m"), "{names:?}");
     let default: Vec<_> = models.as_array().expect("a list").iter().filter(|model| model["default"] == true).collect();
     assert_eq!(default[0]["name"], "smollm2-135m");

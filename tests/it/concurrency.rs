@@ -15,8 +15,17 @@ fn sixteen_processes_share_a_wallet_that_can_pay_for_half_of_them() {
     let model = tiny_model();
     let max_tokens = TOKENS.to_string();
     let arguments = [
-        "generate", "Count to a hundred", "--model", &model, "--user", "team", "--ignore-eos", "--max-tokens", &max_tokens,
-        "--output", "json",
+        "generate",
+        "Count to a hundred",
+        "--model",
+        &model,
+        "--user",
+        "team",
+        "--ignore-eos",
+        "--max-tokens",
+        &max_tokens,
+        "--output",
+        "json",
     ];
     // One alone tells what each of them needs.
     home.wallet("team", 1_000);

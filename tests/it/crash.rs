@@ -28,8 +28,17 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
     home.wallet("ada", 1_000_000_000);
     let max_tokens = max_tokens.to_string();
     let arguments = [
-        "generate", "Tell me a story", "--model", model, "--user", "ada", "--ignore-eos", "--temperature", "0",
-        "--max-tokens", &max_tokens,
+        "generate",
+        "Tell me a story",
+        "--model",
+        model,
+        "--user",
+        "ada",
+        "--ignore-eos",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        &max_tokens,
     ];
     let begun = Instant::now();
     let whole = home.json(&arguments);
@@ -40,12 +49,8 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
     let mut cut_short = 0;
 
     for kill in 0..kills {
-        let mut child = home
-            .command(&arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
+        let mut child =
+            home.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
         let mut stdout = child.stdout.take().expect("it is piped");
         let reader = std::thread::spawn(move || {
             let mut read = Vec::new();
@@ -57,7 +62,10 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
         child.wait().expect("it is gone");
         let read = reader.join().expect("the reader lives").expect("the pipe can be read");
         let read = read.strip_suffix(b"\n").unwrap_or(&read);
-        assert!(transcript.text.as_bytes().starts_with(read) || transcript.text.trim_end().as_bytes() == read, "kill {kill}: other text");
+        assert!(
+            transcript.text.as_bytes().starts_with(read) || transcript.text.trim_end().as_bytes() == read,
+            "kill {kill}: other text"
+        );
 
         home.verify();
         let now = home.spent("ada");
@@ -66,8 +74,16 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
         let (fewest, most) = transcript.tokens_for(read.len());
         let paid_prompt = if debited > 0 { transcript.prompt_tokens } else { 0 };
         assert!(fewest == 0 || debited > 0, "kill {kill}: {} bytes were read and nothing was paid", read.len());
-        assert!(fewest <= debited - paid_prompt, "kill {kill}: {fewest} tokens were read, {} paid", debited - paid_prompt);
-        assert!(debited - paid_prompt <= most + WINDOW, "kill {kill}: {} tokens paid, {most} were read", debited - paid_prompt);
+        assert!(
+            fewest <= debited - paid_prompt,
+            "kill {kill}: {fewest} tokens were read, {} paid",
+            debited - paid_prompt
+        );
+        assert!(
+            debited - paid_prompt <= most + WINDOW,
+            "kill {kill}: {} tokens paid, {most} were read",
+            debited - paid_prompt
+        );
         cut_short += usize::from((0..transcript.tokens() as i64).contains(&(debited - paid_prompt)) && debited > 0);
     }
 
@@ -75,8 +91,11 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
     assert!(cut_short * 10 > kills, "only {cut_short} of {kills} kills came in the middle of an answer");
     let statement = home.json(&["wallet", "statement", "ada"]);
     let lines = statement["lines"].as_array().expect("a list");
-    let settled: Vec<&str> =
-        lines.iter().filter(|line| line["kind"] == "settle").map(|line| line["request_id"].as_str().expect("an id")).collect();
+    let settled: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["kind"] == "settle")
+        .map(|line| line["request_id"].as_str().expect("an id"))
+        .collect();
     assert_eq!(settled.iter().collect::<HashSet<_>>().len(), settled.len(), "a request was settled twice");
     assert_eq!(home.json(&["wallet", "show", "ada"])["in_flight"], 0);
     assert_eq!(home.balance("ada"), 1_000_000_000 - spent);

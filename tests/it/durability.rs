@@ -19,8 +19,17 @@ fn every_write_of_answer_text_comes_after_the_fsync_of_its_debit() {
     }
     let model = tiny_model();
     let arguments = [
-        "generate", "Tell me a story", "--model", &model, "--user", "ada", "--ignore-eos", "--temperature", "0",
-        "--max-tokens", "150",
+        "generate",
+        "Tell me a story",
+        "--model",
+        &model,
+        "--user",
+        "ada",
+        "--ignore-eos",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "150",
     ];
     let home = Home::new();
     home.wallet("ada", 100_000);
@@ -127,7 +136,8 @@ fn durable_tokens(events: &[Event], line: usize, before: &Path) -> i64 {
         return running;
     }
     // Settled already: the second request in the log, after the undisturbed one.
-    let settled = "SELECT coalesce(sum(output_tokens), 0) FROM request_log WHERE seq > (SELECT min(seq) FROM request_log)";
+    let settled =
+        "SELECT coalesce(sum(output_tokens), 0) FROM request_log WHERE seq > (SELECT min(seq) FROM request_log)";
     connection.query_row(settled, [], |row| row.get(0)).expect("it is a ledger")
 }
 

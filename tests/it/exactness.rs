@@ -54,7 +54,8 @@ fn the_end_token_is_paid_and_not_shown() {
 
 fn end_token() -> u32 {
     let path = crate::support::fixture("llama/generation_config.json");
-    let config: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("the fixture has it")).expect("JSON");
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("the fixture has it")).expect("JSON");
     let end = &config["eos_token_id"];
     end.as_u64().or_else(|| end[0].as_u64()).expect("an end token") as u32
 }
@@ -85,7 +86,8 @@ fn the_allowance_ends_at_the_last_token_it_can_pay() {
     for credits in [25_u64, 26, 40] {
         let home = Home::new();
         home.wallet("ada", credits);
-        let arguments = ["generate", "Hi", "--raw", "--model", &model, "--user", "ada", "--ignore-eos", "--output", "json"];
+        let arguments =
+            ["generate", "Hi", "--raw", "--model", &model, "--user", "ada", "--ignore-eos", "--output", "json"];
         let output = home.run(&arguments);
         assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
         let answer = parse(&output);
@@ -114,7 +116,10 @@ fn what_the_allowance_paid_for_is_printed_in_text_too() {
     let home = Home::new();
     home.wallet("ada", 30);
     let answer = parse(&home.run(&[&base[..], &["--output", "json"]].concat()));
-    assert_eq!(text(&shown.stdout).trim_end_matches('\n'), answer["text"].as_str().expect("text").trim_end_matches('\n'));
+    assert_eq!(
+        text(&shown.stdout).trim_end_matches('\n'),
+        answer["text"].as_str().expect("text").trim_end_matches('\n')
+    );
 }
 
 #[test]
@@ -123,7 +128,19 @@ fn ctrl_c_pays_settles_and_exits_130() {
     home.wallet("ada", 1_000_000);
     let model = tiny_model();
     let mut child = home
-        .command(&["generate", "Hello", "--model", &model, "--user", "ada", "--ignore-eos", "--seed", "1", "--temperature", "1"])
+        .command(&[
+            "generate",
+            "Hello",
+            "--model",
+            &model,
+            "--user",
+            "ada",
+            "--ignore-eos",
+            "--seed",
+            "1",
+            "--temperature",
+            "1",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -152,8 +169,19 @@ fn ctrl_c_in_json_reports_what_was_paid() {
     let home = Home::new();
     home.wallet("ada", 1_000_000);
     let model = tiny_model();
-    let arguments =
-        ["generate", "Hello", "--model", &model, "--user", "ada", "--ignore-eos", "--max-tokens", "100000", "--output", "json"];
+    let arguments = [
+        "generate",
+        "Hello",
+        "--model",
+        &model,
+        "--user",
+        "ada",
+        "--ignore-eos",
+        "--max-tokens",
+        "100000",
+        "--output",
+        "json",
+    ];
     let child = home.command(&arguments).stdout(Stdio::piped()).spawn().expect("the program starts");
     wait_until(|| home.json(&["wallet", "show", "ada"])["in_flight"].as_f64().expect("a number") > 30.0);
     interrupt(child.id());
@@ -212,11 +240,10 @@ fn the_same_seed_gives_the_same_text() {
     let (first, _) = generate(&home, "ada", &flags);
     let (second, _) = generate(&home, "ada", &flags);
     assert_eq!(first["token_ids"], second["token_ids"]);
-    let other = home.json(&[
-        &["generate", "Hello there", "--model", &tiny_model(), "--user", "ada", "--seed", "2"][..],
-        &flags[..],
-    ]
-    .concat());
+    let other = home.json(
+        &[&["generate", "Hello there", "--model", &tiny_model(), "--user", "ada", "--seed", "2"][..], &flags[..]]
+            .concat(),
+    );
     assert_ne!(first["token_ids"], other["token_ids"], "another seed, another text");
 }
 

@@ -14,20 +14,34 @@ fn usage_by_user_agrees_with_the_requests_themselves() {
         home.wallet(user, 1_000_000);
         let tokens = (10 + 7 * index).to_string();
         let answers: Vec<Value> = (0..REQUESTS)
-            .map(|_| home.json(&["generate", "Hello", "--model", &model, "--user", user, "--ignore-eos", "--max-tokens", &tokens]))
+            .map(|_| {
+                home.json(&[
+                    "generate",
+                    "Hello",
+                    "--model",
+                    &model,
+                    "--user",
+                    user,
+                    "--ignore-eos",
+                    "--max-tokens",
+                    &tokens,
+                ])
+            })
             .collect();
         check(&home, user, &answers);
     }
     let by_model = home.json(&["usage", "--by", "model"]);
     assert_eq!(by_model[0]["requests"], 3 * REQUESTS);
     let by_day = home.json(&["usage", "--by", "day"]);
-    let days: u64 = by_day.as_array().expect("a list").iter().map(|day| day["requests"].as_u64().expect("a count")).sum();
+    let days: u64 =
+        by_day.as_array().expect("a list").iter().map(|day| day["requests"].as_u64().expect("a count")).sum();
     assert_eq!(days, 3 * REQUESTS as u64);
 }
 
 fn check(home: &Home, user: &str, answers: &[Value]) {
     let usage = home.json(&["usage", "--by", "user"]);
-    let row = usage.as_array().expect("a list").iter().find(|row| row["user"] == user).expect("the user is there").clone();
+    let row =
+        usage.as_array().expect("a list").iter().find(|row| row["user"] == user).expect("the user is there").clone();
     let sum = |field: &str| answers.iter().map(|answer| answer["usage"][field].as_u64().expect("a count")).sum::<u64>();
     assert_eq!(row["requests"], REQUESTS);
     assert_eq!(row["prompt_tokens"], sum("prompt_tokens"));
@@ -45,8 +59,10 @@ fn check(home: &Home, user: &str, answers: &[Value]) {
         assert_same_bucket(&row["itl_ms"][name], percentile(&mut itl, share), &format!("{user} itl {name}"));
     }
 
-    let total_s: f64 = answers.iter().map(|answer| answer["timing"]["total_ms"].as_f64().expect("ms")).sum::<f64>() / 1e3;
-    let decode_s: f64 = answers.iter().map(|answer| answer["timing"]["decode_ms"].as_f64().expect("ms")).sum::<f64>() / 1e3;
+    let total_s: f64 =
+        answers.iter().map(|answer| answer["timing"]["total_ms"].as_f64().expect("ms")).sum::<f64>() / 1e3;
+    let decode_s: f64 =
+        answers.iter().map(|answer| answer["timing"]["decode_ms"].as_f64().expect("ms")).sum::<f64>() / 1e3;
     let tokens = sum("completion_tokens") as f64;
     assert_close(&row["tokens_per_s"], tokens / total_s, "tokens_per_s");
     assert_close(&row["decode_tokens_per_s"], (tokens - answers.len() as f64) / decode_s, "decode_tokens_per_s");

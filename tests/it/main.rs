@@ -1,4 +1,5 @@
 //! End to end: the built program, as a user or a script sees it.
+#![expect(clippy::print_stderr, reason = "a test that does not run says so, and one that draws lots prints its seed")]
 
 mod architecture;
 mod bad_input;
@@ -6,9 +7,9 @@ mod cli;
 mod concurrency;
 mod crash;
 mod default_model;
+#[cfg(target_os = "linux")]
+mod durability;
 mod exactness;
 mod latency;
 mod support;
 mod transcript;
-#[cfg(target_os = "linux")]
-mod durability;

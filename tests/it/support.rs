@@ -59,7 +59,11 @@ impl Home {
     pub(crate) fn spent(&self, wallet: &str) -> i64 {
         let statement = self.json(&["wallet", "statement", wallet]);
         let lines = statement["lines"].as_array().expect("a statement has lines");
-        -lines.iter().filter(|line| line["kind"] == "settle").map(|line| line["amount"].as_i64().expect("whole")).sum::<i64>()
+        -lines
+            .iter()
+            .filter(|line| line["kind"] == "settle")
+            .map(|line| line["amount"].as_i64().expect("whole"))
+            .sum::<i64>()
     }
 
     /// What `usage` counts for a user, in tokens; 0 if it names none.
@@ -141,12 +145,16 @@ pub(crate) fn default_model() -> Option<String> {
     let named = std::env::var_os("TOKRUN_TEST_MODEL").map(PathBuf::from);
     let home = std::env::var_os("TOKRUN_HOME").map(PathBuf::from).or_else(|| {
         let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-        data.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"))).map(|data| data.join("tokrun"))
+        data.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")))
+            .map(|data| data.join("tokrun"))
     });
     let pulled = home.map(|home| home.join("models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"));
     let found = named.into_iter().chain(pulled).find(|path| path.is_file());
     if found.is_none() {
-        assert!(std::env::var_os("TOKRUN_REQUIRE_MODEL").is_none(), "the default model is required: run `tokrun model pull smollm2-135m`");
+        assert!(
+            std::env::var_os("TOKRUN_REQUIRE_MODEL").is_none(),
+            "the default model is required: run `tokrun model pull smollm2-135m`"
+        );
         eprintln!("SKIPPED: the default model is not here; `tokrun model pull smollm2-135m` fetches it");
     }
     found.map(|path| path.display().to_string())

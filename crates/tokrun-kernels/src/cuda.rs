@@ -74,8 +74,7 @@ fn device(ordinal: usize) -> Result<CudaDevice, DriverError> {
         ordinal,
         name: context.name()?,
         compute_capability: context.compute_capability()?,
-        multiprocessors: context
-            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        multiprocessors: context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_total_bytes,
         memory_free_bytes,
     })

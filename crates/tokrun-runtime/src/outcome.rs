@@ -107,7 +107,9 @@ impl Timing {
         let mut sorted = self.itl_us.clone();
         sorted.sort_unstable();
         let last = sorted.len().checked_sub(1)?;
-        let at = |share: f64| sorted[((share * sorted.len() as f64).ceil() as usize).saturating_sub(1).min(last)] as f64 / 1e3;
+        let at = |share: f64| {
+            sorted[((share * sorted.len() as f64).ceil() as usize).saturating_sub(1).min(last)] as f64 / 1e3
+        };
         Some(Latency { p50_ms: at(0.50), p95_ms: at(0.95), p99_ms: at(0.99) })
     }
 

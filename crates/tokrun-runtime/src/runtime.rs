@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokrun_engine::{
-    ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, RenderOptions, RequestId, StepReport, Submission,
-    SubmitError, TokenId, Tokenizer,
+    ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, RenderOptions, RequestId, StepReport,
+    Submission, SubmitError, TokenId, Tokenizer,
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
@@ -174,9 +174,7 @@ impl Runtime {
             events,
         };
         let (answer, accepted) = channel();
-        self.messages
-            .send(Message::Begin(Box::new(begin), submission, answer))
-            .map_err(|_| RuntimeError::Stopped)?;
+        self.messages.send(Message::Begin(Box::new(begin), submission, answer)).map_err(|_| RuntimeError::Stopped)?;
         accepted.recv().map_err(|_| RuntimeError::Stopped)??;
         Ok(Generation {
             request_id,

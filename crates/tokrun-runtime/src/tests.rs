@@ -172,7 +172,8 @@ fn start(tokenizer: &Arc<Tokenizer>, meter: Arc<SlowMeter>, end_tokens: Vec<Toke
         template: Err(tokrun_engine::EngineError::NoChatTemplate),
         end_tokens,
     };
-    Runtime::start(model, meter, EngineOptions { window_tokens: WINDOW as u32, ..EngineOptions::default() }).expect("it starts")
+    Runtime::start(model, meter, EngineOptions { window_tokens: WINDOW as u32, ..EngineOptions::default() })
+        .expect("it starts")
 }
 
 fn request(id: usize, max_tokens: usize, stop: Vec<String>) -> GenerateRequest {
@@ -334,7 +335,9 @@ fn a_used_request_id_is_refused_before_anything_is_computed() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
     let ledger = tokrun_ledger::Ledger::open(&home.path().join("ledger.db")).expect("it opens");
     ledger.create_wallet("ada", None).expect("it is new");
-    ledger.grant(tokrun_ledger::GrantRequest::new("ada", Credits::from_micro(1_000_000_000))).expect("it can be granted");
+    ledger
+        .grant(tokrun_ledger::GrantRequest::new("ada", Credits::from_micro(1_000_000_000)))
+        .expect("it can be granted");
     let tokenizer = tokenizer();
     let model = TextModel {
         name: "hash".to_owned(),

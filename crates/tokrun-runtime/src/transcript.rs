@@ -28,7 +28,11 @@ impl Transcript {
     }
 
     /// The text of an answer that consists of `tokens` and nothing else: what was held back is part of it.
-    pub(crate) fn whole(tokenizer: &Arc<Tokenizer>, stop: &[String], tokens: &[TokenId]) -> Result<String, EngineError> {
+    pub(crate) fn whole(
+        tokenizer: &Arc<Tokenizer>,
+        stop: &[String],
+        tokens: &[TokenId],
+    ) -> Result<String, EngineError> {
         let mut transcript = Self::new(tokenizer, stop)?;
         let mut text = String::new();
         for &token in tokens {

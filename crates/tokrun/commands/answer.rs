@@ -14,7 +14,12 @@ use crate::load::{self, Found};
 use crate::{home, interrupt, output};
 
 /// The request that the flags describe.
-pub(crate) fn request(prompt: Prompt, args: &AnswerArgs, payer: &Payer, found: &Found) -> Result<GenerateRequest, Failure> {
+pub(crate) fn request(
+    prompt: Prompt,
+    args: &AnswerArgs,
+    payer: &Payer,
+    found: &Found,
+) -> Result<GenerateRequest, Failure> {
     Ok(GenerateRequest {
         request_id: None,
         prompt,
@@ -36,14 +41,16 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> ChatMessage {
 /// What can be refused without opening anything.
 pub(crate) fn check(args: &AnswerArgs) -> Result<(), Failure> {
     if args.sampling.max_tokens == Some(0) {
-        return Err(Failure::new(Status::Usage, "usage", "--max-tokens must be at least 1").hint("leave it out to generate until the answer ends"));
+        return Err(Failure::new(Status::Usage, "usage", "--max-tokens must be at least 1")
+            .hint("leave it out to generate until the answer ends"));
     }
     load::check_device(args.compute.device)
 }
 
 fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
     let off = SamplingParams::default();
-    let usual = SamplingDefaults { temperature: Some(0.8), top_k: Some(40), top_p: Some(0.95), ..SamplingDefaults::default() };
+    let usual =
+        SamplingDefaults { temperature: Some(0.8), top_k: Some(40), top_p: Some(0.95), ..SamplingDefaults::default() };
     // Whom nobody recommends anything for gets what local runtimes usually begin with.
     let defaults = if *defaults == SamplingDefaults::default() { &usual } else { defaults };
     let params = SamplingParams {
@@ -102,7 +109,10 @@ pub(crate) struct Answered {
 
 /// Waits for the end of a generation, handing each paid piece of text to `show`. When it cannot be shown any more
 /// (a closed pipe), the request is cancelled: what was paid stays paid.
-pub(crate) fn follow(mut generation: Generation, mut show: impl FnMut(&str) -> io::Result<()>) -> Result<Answered, Failure> {
+pub(crate) fn follow(
+    mut generation: Generation,
+    mut show: impl FnMut(&str) -> io::Result<()>,
+) -> Result<Answered, Failure> {
     let canceller = generation.canceller();
     interrupt::cancels(canceller.clone());
     let mut broken = None;
@@ -163,17 +173,17 @@ pub(crate) fn figures(model: &str, device: &str, outcome: &Outcome) -> String {
         parts.push(format!("p95 {:.1} ms a token", itl.p95_ms));
     }
     if let Some(allowance) = &outcome.allowance {
-        parts.push(format!(
-            "paid {}, {} left",
-            output::credits(allowance.debited),
-            output::credits(allowance.balance)
-        ));
+        parts.push(format!("paid {}, {} left", output::credits(allowance.debited), output::credits(allowance.balance)));
     }
     format!("[{}]", parts.join(" · "))
 }
 
 /// Says that the allowance has ended, and what to do.
 pub(crate) fn allowance_ended(wallet: &str) -> Failure {
-    Failure::new(Status::Allowance, "allowance_exhausted", format!("the allowance of {wallet} has ended; what is shown is paid"))
-        .hint(format!("the ledger's owner can add to it: tokrun wallet grant {wallet} AMOUNT"))
+    Failure::new(
+        Status::Allowance,
+        "allowance_exhausted",
+        format!("the allowance of {wallet} has ended; what is shown is paid"),
+    )
+    .hint(format!("the ledger's owner can add to it: tokrun wallet grant {wallet} AMOUNT"))
 }

@@ -57,7 +57,10 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<Status, Failure> 
 fn processor() -> Finding {
     let threads = tokrun_kernels::cpu::threads_available();
     let extensions = tokrun_kernels::cpu::simd_extensions();
-    let what = format!("{threads} threads, {}", if extensions.is_empty() { "no vector extensions".to_owned() } else { extensions.join(" ") });
+    let what = format!(
+        "{threads} threads, {}",
+        if extensions.is_empty() { "no vector extensions".to_owned() } else { extensions.join(" ") }
+    );
     if cfg!(target_arch = "x86_64") && !extensions.contains(&"avx2") {
         return Finding::note("processor", what, "generation is slow without AVX2; use a newer machine");
     }
@@ -93,9 +96,11 @@ fn gpu() -> Finding {
         Err(CudaUnavailable::NoDriver) => {
             Finding::good("gpu", "no CUDA driver; the CPU is used. With an Nvidia card, install its driver")
         }
-        Err(reason @ CudaUnavailable::NoDevice) => {
-            Finding::note("gpu", reason.to_string(), "check that the card is visible: `nvidia-smi`, CUDA_VISIBLE_DEVICES")
-        }
+        Err(reason @ CudaUnavailable::NoDevice) => Finding::note(
+            "gpu",
+            reason.to_string(),
+            "check that the card is visible: `nvidia-smi`, CUDA_VISIBLE_DEVICES",
+        ),
         Err(reason @ CudaUnavailable::Broken(_)) => {
             Finding::note("gpu", reason.to_string(), "reinstall the driver, or reboot after an update of it")
         }
@@ -151,17 +156,15 @@ fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
     };
     match ModelFile::open(&path) {
         Ok(file) => fit(&name, file.info(), memory_bytes),
-        Err(error) => Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again")),
+        Err(error) => {
+            Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again"))
+        }
     }
 }
 
 fn not_here(entry: &Entry) -> Finding {
     let size = entry.size_bytes().map_or_else(String::new, |size| format!(", {}", output::bytes(size)));
-    Finding::note(
-        "model",
-        format!("{} is not here{size}", entry.name),
-        format!("tokrun model pull {}", entry.name),
-    )
+    Finding::note("model", format!("{} is not here{size}", entry.name), format!("tokrun model pull {}", entry.name))
 }
 
 fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
@@ -170,7 +173,11 @@ fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
     if tokens < 256 {
         return Finding::bad(
             "model",
-            format!("{name} needs {} for its weights alone, and {} are available", output::bytes(info.weight_bytes), output::bytes(memory_bytes)),
+            format!(
+                "{name} needs {} for its weights alone, and {} are available",
+                output::bytes(info.weight_bytes),
+                output::bytes(memory_bytes)
+            ),
             "choose a smaller model: tokrun model list",
         );
     }

@@ -82,7 +82,8 @@ fn failure(outcome: &Outcome, payer: &Payer) -> Option<Failure> {
 
 fn prompt_text(args: &GenerateArgs) -> Result<String, Failure> {
     if let Some(file) = &args.file {
-        return std::fs::read_to_string(file).map_err(|error| Failure::io(&format!("cannot read {}", file.display()), &error));
+        return std::fs::read_to_string(file)
+            .map_err(|error| Failure::io(&format!("cannot read {}", file.display()), &error));
     }
     match args.prompt.as_deref() {
         Some(text) if text != "-" => return Ok(text.to_owned()),

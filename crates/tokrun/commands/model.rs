@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokrun_model::{ModelFile, ModelInfo};
 use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_model::store::{Resolved, Store};
+use tokrun_model::{ModelFile, ModelInfo};
 
 use crate::args::{Format, ModelCommand};
 use crate::failure::{Failure, Status};
@@ -118,7 +118,13 @@ fn show_entry(entry: &Entry) {
 fn show_info(path: &Path, info: &ModelInfo) {
     println!("{:12} {}", "file", path.display());
     println!("{:12} {}", "family", info.architecture);
-    println!("{:12} {}, {:.2} M weights, {}", "weights", info.dtype, info.parameters as f64 / 1e6, output::bytes(info.weight_bytes));
+    println!(
+        "{:12} {}, {:.2} M weights, {}",
+        "weights",
+        info.dtype,
+        info.parameters as f64 / 1e6,
+        output::bytes(info.weight_bytes)
+    );
     println!("{:12} {} layers, {} tokens of vocabulary", "shape", info.layers, output::grouped(info.vocab_size as u64));
     println!("{:12} {} a token", "KV cache", output::bytes(info.kv_bytes_per_token));
 }

@@ -103,7 +103,12 @@ fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
         println!("{}", json!({ "grant": json_grant(grant), "wallet": json_wallet(wallet) }));
         return;
     }
-    println!("granted {} to {}, who has {} now", output::credits(grant.amount), wallet.name, output::credits(wallet.balance));
+    println!(
+        "granted {} to {}, who has {} now",
+        output::credits(grant.amount),
+        wallet.name,
+        output::credits(wallet.balance)
+    );
 }
 
 fn statement(statement: &Statement, format: Format) {
@@ -122,7 +127,11 @@ fn statement(statement: &Statement, format: Format) {
         ]
     });
     println!("{}", output::table(&["when", "what", "amount", "balance", "for"], &[2, 3], rows));
-    println!("in flight {}, closing balance {}", output::credits(statement.in_flight), output::credits(statement.closing));
+    println!(
+        "in flight {}, closing balance {}",
+        output::credits(statement.in_flight),
+        output::credits(statement.closing)
+    );
 }
 
 fn json_wallet(wallet: &WalletView) -> Value {
