@@ -15,6 +15,8 @@ const VOCAB_SIZE: usize = 50;
 /// Rows of logits beyond the tokenizer's vocabulary, which would win every choice.
 const PADDING: usize = 3;
 const END: TokenId = 49;
+/// After that a test has failed; nothing waits for longer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Its logits depend on every token of the sequence, so that a lost, doubled or misplaced one changes the text.
 struct Fake {
@@ -60,14 +62,14 @@ impl Gate {
     /// Returns once the executor stands before the closed gate.
     fn await_held(&self) {
         let state = self.state.lock().expect("nobody panics with it");
-        drop(self.changed.wait_while(state, |state| !state.held).expect("nobody panics with it"));
+        drop(self.changed.wait_timeout_while(state, PATIENCE, |state| !state.held).expect("nobody panics with it"));
     }
 
     fn pass(&self) {
         let mut state = self.state.lock().expect("nobody panics with it");
         state.held = state.closed;
         self.changed.notify_all();
-        drop(self.changed.wait_while(state, |state| state.closed).expect("nobody panics with it"));
+        drop(self.changed.wait_timeout_while(state, PATIENCE, |state| state.closed).expect("nobody panics with it"));
     }
 }
 
@@ -158,7 +160,7 @@ impl Bench {
     }
 
     fn next(&self) -> Vec<SequenceStep> {
-        self.reports.recv_timeout(Duration::from_secs(20)).expect("a report").sequences
+        self.reports.recv_timeout(PATIENCE).expect("a report").sequences
     }
 
     /// Reads until `count` requests have ended, acknowledging all; each one's tokens and end.
@@ -417,7 +419,7 @@ fn an_engine_may_be_dropped_from_within_a_report() {
     engine.submit(request(1, &[1], 50)).expect("there is room");
     *filled = Some(engine);
     drop(filled);
-    done.recv_timeout(Duration::from_secs(20)).expect("the report returns");
+    done.recv_timeout(PATIENCE).expect("the report returns");
 }
 
 #[test]
