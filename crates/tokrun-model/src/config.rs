@@ -91,7 +91,7 @@ impl Config {
     /// How many tokens back the narrowest layer sees, itself included; `None` where every layer sees everything.
     pub fn window_tokens(&self) -> Option<usize> {
         let off = self.bool("use_sliding_window") == Some(false);
-        let no_layer = self.layer_types().is_some_and(|types| !types.iter().any(|kind| *kind == "sliding_attention"));
+        let no_layer = self.layer_types().is_some_and(|types| !types.contains(&"sliding_attention"));
         if off || no_layer { None } else { self.uint("sliding_window").filter(|&window| window > 0) }
     }
 

@@ -30,7 +30,6 @@ const MEAN_DISTANCE_MAX: f32 = 0.11;
 const MARGIN: f32 = 0.5;
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that did not run says so")]
 fn default_model_agrees_with_the_float32_reference() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/smollm2-135m/reference.json");
     let text = std::fs::read_to_string(fixture).expect("the fixture is committed");

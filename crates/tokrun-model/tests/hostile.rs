@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use serde_json::{Map, Value};
 use tokrun_model::{Extend, LoadOptions, ModelError, ModelFile};
 
 fn fixtures() -> PathBuf {
@@ -84,42 +85,85 @@ proptest! {
         let options = LoadOptions { float32_bytes_max: Some(if widen { u64::MAX } else { 0 }), ..LoadOptions::default() };
         must_not_panic(run(&path, &options));
     }
+}
 
-    #[test]
-    fn absurd_gguf_numbers(key in 0_usize..10, value in prop::sample::select(&[0_u32, 1, 2, 3, 7, 64, 1 << 16, u32::MAX][..])) {
-        let name = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-            "attention.head_count_kv", "rope.dimension_count", "rope.freq_base", "attention.layer_norm_rms_epsilon", "vocab"][key];
-        let mut file = std::fs::read(fixtures().join("gguf-llama/q8_0.gguf")).expect("the fixture is committed");
-        let full = format!("llama.{name}");
-        let Some(at) = file.windows(full.len()).position(|window| window == full.as_bytes()) else { return Ok(()) };
-        let value_at = at + full.len() + 4;
-        file[value_at..value_at + 4].copy_from_slice(&value.to_le_bytes());
-        let folder = tempfile::tempdir().expect("there is room");
-        let path = folder.path().join("absurd.gguf");
-        std::fs::write(&path, file).expect("there is room");
-        must_not_panic(run(&path, &LoadOptions::default()));
+/// Every number that the GGUF fixtures say about their models, replaced by each of some others.
+#[test]
+fn absurd_gguf_numbers() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let path = folder.path().join("absurd.gguf");
+    for (fixture, architecture) in [
+        ("gguf-glm4", "glm4"),
+        ("gguf-lfm2", "lfm2"),
+        ("gguf-llama", "llama"),
+        ("gguf-mixtral", "llama"),
+        ("gguf-phi2", "phi2"),
+        ("gguf-phi3", "phi3"),
+        ("gguf-qwen2", "qwen2"),
+        ("gguf-qwen3", "qwen3"),
+    ] {
+        let file = std::fs::read(fixtures().join(fixture).join("f32.gguf")).expect("the fixture is committed");
+        for key in GGUF_NUMBERS {
+            let key = format!("{architecture}.{key}");
+            let Some(at) = file.windows(key.len()).position(|window| window == key.as_bytes()) else { continue };
+            // After the key lie four bytes of type, then the value.
+            let at = at + key.len() + 4;
+            for value in [0_u32, 1, 2, 3, 7, 64, 1 << 16, u32::MAX] {
+                let mut file = file.clone();
+                file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+                std::fs::write(&path, file).expect("there is room");
+                must_not_panic(run(&path, &LoadOptions::default()));
+            }
+        }
     }
+}
 
-    #[test]
-    fn absurd_settings(
-        fixture in prop::sample::select(&["llama", "qwen2", "qwen3-moe", "phi3", "gemma3", "glm4", "deepseek2", "lfm2",
-            "gpt-bigcode", "mamba", "mamba2", "stablelm", "granite-hybrid", "smollm3"][..]),
-        which: prop::sample::Index,
-        value in prop::sample::select(&["0", "1", "3", "-1", "0.5", "1e300", "4294967296", "9223372036854775807", "\"x\"", "[]", "null"][..]),
-    ) {
-        let folder = tempfile::tempdir().expect("there is room");
+/// Keys of four bytes, after the architecture.
+const GGUF_NUMBERS: &[&str] = &[
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_used_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "shortconv.l_cache",
+];
+
+/// Every number in every `config.json`, replaced by each of some others.
+#[test]
+fn absurd_settings() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let mut panics = Vec::new();
+    for entry in std::fs::read_dir(fixtures()).expect("the fixtures are committed") {
+        let fixture = entry.expect("it can be listed").path();
+        let Ok(text) = std::fs::read_to_string(fixture.join("config.json")) else { continue };
         for name in ["model.safetensors", "tokenizer.json"] {
-            std::fs::copy(fixtures().join(fixture).join(name), folder.path().join(name)).expect("there is room");
+            std::fs::copy(fixture.join(name), folder.path().join(name)).expect("there is room");
         }
-        let text = std::fs::read_to_string(fixtures().join(fixture).join("config.json")).expect("the fixture is committed");
-        let mut settings: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("it is valid");
-        let numbers: Vec<_> = settings.iter().filter(|(_, value)| value.is_number()).map(|(name, _)| name.clone()).collect();
-        let name = &numbers[which.index(numbers.len())];
-        settings.insert(name.clone(), serde_json::from_str(value).expect("the case is valid"));
-        std::fs::write(folder.path().join("config.json"), serde_json::to_string(&settings).expect("JSON")).expect("room");
-        let result = run(folder.path(), &LoadOptions::default());
-        if let Err(error) = &result {
-            prop_assert!(!format!("{error:?}").contains("panicked"), "{fixture}: {name} = {value}: {error:?}");
+        let settings: Map<String, Value> = serde_json::from_str(&text).expect("the fixture is valid");
+        for name in settings.iter().filter(|(_, value)| value.is_number()).map(|(name, _)| name) {
+            for value in
+                ["0", "1", "3", "-1", "0.5", "1e300", "4294967296", "9223372036854775807", "\"x\"", "[]", "null"]
+            {
+                let mut settings = settings.clone();
+                settings.insert(name.clone(), serde_json::from_str(value).expect("the case is valid"));
+                let text = serde_json::to_string(&settings).expect("it is JSON");
+                std::fs::write(folder.path().join("config.json"), text).expect("there is room");
+                if let Err(error) = run(folder.path(), &LoadOptions::default())
+                    && format!("{error:?}").contains("panicked")
+                {
+                    panics.push(format!("{}: {name} = {value}: {error:?}", fixture.display()));
+                }
+            }
         }
     }
+    assert!(panics.is_empty(), "{}", panics.join("\n"));
 }

@@ -13,6 +13,7 @@ use crate::ModelError;
 use crate::config::Config;
 
 pub(in crate::candle) mod adapters;
+mod rules;
 mod table;
 
 pub(in crate::candle) use table::{FAMILIES, WRONG};
@@ -39,9 +40,12 @@ pub(super) struct Family {
     /// Says what else of the settings candle would get wrong.
     refuse: fn(&Config) -> Option<String>,
     /// Tensors of a layer, after `model.layers.N.`, and their shapes, where candle answers a wrong one with a panic.
-    pub(super) layer_shapes: fn(&Setup) -> Vec<(&'static str, Vec<usize>)>,
+    pub(super) layer_shapes: fn(&Setup) -> Vec<NamedShape>,
     pub(super) load: fn(&Setup, VarBuilder<'_>) -> candle_core::Result<Box<dyn Decoder>>,
 }
+
+/// A tensor's name within its layer, and its shape.
+pub(super) type NamedShape = (&'static str, Vec<usize>);
 
 impl Family {
     /// What transformers assumes where the file says nothing.

@@ -57,9 +57,9 @@ pub(super) fn check(config: &Config, tensors: usize) -> Result<(), String> {
     }
     let experts = config.uint("num_experts").or_else(|| config.uint("n_routed_experts")).filter(|&experts| experts > 0);
     if let Some(experts) = experts
-        && at_most(config, "num_experts_per_tok", experts)? == Some(0)
+        && at_most(config, "num_experts_per_tok", experts)?.is_none_or(|each| each == 0)
     {
-        return Err("num_experts_per_tok is 0".to_owned());
+        return Err("num_experts_per_tok is missing or 0".to_owned());
     }
     heads(config)
 }

@@ -2,13 +2,19 @@
 
 use candle_core::{DType, Device};
 use candle_transformers::models as candle;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::adapters::{Mamba2State, MambaState, once, plain, single, with_state};
+use super::rules::{MAMBA_HARMLESS, gemma3_pattern, lfm2_feed_forward, llama_shapes, no_window, other_query_scale};
 use super::{Family, PLAIN};
 use crate::candle::Pieces;
-use crate::candle::safetensors::Setup;
-use crate::config::Config;
+
+/// A model that keeps its cache inside and is told the position.
+macro_rules! model {
+    ($model:expr) => {
+        plain($model, |model, (), tokens, position| model.forward(tokens, position))
+    };
+}
 
 /// Every family, in the order of their names.
 pub(in crate::candle) const FAMILIES: &[Family] = &[
@@ -81,10 +87,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             "query_pre_attn_scalar",
         ],
         refuse: other_query_scale,
-        load: |setup, builder| {
-            let model = candle::gemma2::Model::new(false, &setup.build(json!({}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::gemma2::Model::new(false, &setup.build(json!({}))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -132,8 +135,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             "partial_rotary_factor": 0.5, "tie_word_embeddings": false, "head_dim": 128}"#,
         honours: &["attention_bias", "head_dim", "hidden_act", "partial_rotary_factor", "rms_norm_eps"],
         load: |setup, builder| {
-            let model = candle::glm4_new::ModelForCausalLM::new(&setup.build(json!({"eos_token_id": null}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
+            model!(candle::glm4_new::ModelForCausalLM::new(&setup.build(json!({"eos_token_id": null}))?, builder)?)
         },
         ..PLAIN
     },
@@ -394,10 +396,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         defaults: r#"{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu"}"#,
         honours: &["rms_norm_eps", "hidden_act", "head_dim"],
         tied_to: Some("model.embed_tokens.weight"),
-        load: |setup, builder| {
-            let model = candle::mistral::Model::new(&setup.build(json!({}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::mistral::Model::new(&setup.build(json!({}))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -405,10 +404,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         defaults: r#"{"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "tie_word_embeddings": false, "hidden_act": "silu"}"#,
         honours: &["rms_norm_eps", "hidden_act", "num_experts", "num_local_experts", "num_experts_per_tok"],
         tied_to: Some("model.embed_tokens.weight"),
-        load: |setup, builder| {
-            let model = candle::mixtral::Model::new(&setup.build(no_window(setup))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::mixtral::Model::new(&setup.build(no_window(setup))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -416,10 +412,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         defaults: r#"{"attention_bias": false, "hidden_act": "silu", "rope_theta": 10000.0,
             "tie_word_embeddings": false}"#,
         honours: &["attention_bias", "hidden_act"],
-        load: |setup, builder| {
-            let model = candle::olmo::Model::new(&setup.build(json!({}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::olmo::Model::new(&setup.build(json!({}))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -427,10 +420,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         defaults: r#"{"attention_bias": false, "hidden_act": "silu", "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
             "tie_word_embeddings": false}"#,
         honours: &["attention_bias", "hidden_act", "rms_norm_eps"],
-        load: |setup, builder| {
-            let model = candle::olmo2::Model::new(&setup.build(json!({}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::olmo2::Model::new(&setup.build(json!({}))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -460,10 +450,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         model_types: &["qwen2"],
         defaults: r#"{"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false}"#,
         honours: &["hidden_act", "rms_norm_eps"],
-        load: |setup, builder| {
-            let model = candle::qwen2::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::qwen2::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -483,10 +470,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         ],
         fixed: &[("qkv_bias", "true")],
         tied_to: Some("model.embed_tokens.weight"),
-        load: |setup, builder| {
-            let model = candle::qwen2_moe::Model::new(&setup.build(no_window(setup))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::qwen2_moe::Model::new(&setup.build(no_window(setup))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -494,10 +478,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
         defaults: r#"{"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false,
             "attention_bias": false, "head_dim": 128}"#,
         honours: &["hidden_act", "rms_norm_eps", "attention_bias", "head_dim"],
-        load: |setup, builder| {
-            let model = candle::qwen3::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::qwen3::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?),
         ..PLAIN
     },
     Family {
@@ -517,8 +498,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             "num_experts_per_tok",
         ],
         load: |setup, builder| {
-            let model = candle::qwen3_moe::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
+            model!(candle::qwen3_moe::ModelForCausalLM::new(&setup.build(no_window(setup))?, builder)?)
         },
         ..PLAIN
     },
@@ -559,10 +539,7 @@ pub(in crate::candle) const FAMILIES: &[Family] = &[
             "tie_word_embeddings": true}"#,
         honours: &["hidden_act", "norm_epsilon", "use_bias"],
         tied_to: Some("model.embed_tokens.weight"),
-        load: |setup, builder| {
-            let model = candle::starcoder2::Model::new(&setup.build(json!({}))?, builder)?;
-            plain(model, |model, (), tokens, position| model.forward(tokens, position))
-        },
+        load: |setup, builder| model!(candle::starcoder2::Model::new(&setup.build(json!({}))?, builder)?),
         ..PLAIN
     },
 ];
@@ -572,69 +549,3 @@ pub(in crate::candle) const WRONG: &[(&str, &str)] = &[
     ("falcon", "its activation gelu would be approximated (logits off by 1e-3)"),
     ("recurrent_gemma", "its recurrence would be off (logits by 6e-3), and prompts in pieces fail"),
 ];
-
-/// The tensors of a Llama layer.
-fn llama_shapes(setup: &Setup) -> Vec<(&'static str, Vec<usize>)> {
-    let size = |name| setup.uint(name).unwrap_or(0);
-    let (hidden, heads, feed_forward) = (size("hidden_size"), size("num_attention_heads"), size("intermediate_size"));
-    let keys = hidden / heads.max(1) * setup.uint("num_key_value_heads").unwrap_or(heads);
-    vec![
-        ("input_layernorm", vec![hidden]),
-        ("post_attention_layernorm", vec![hidden]),
-        ("self_attn.q_proj", vec![hidden, hidden]),
-        ("self_attn.k_proj", vec![keys, hidden]),
-        ("self_attn.v_proj", vec![keys, hidden]),
-        ("self_attn.o_proj", vec![hidden, hidden]),
-        ("mlp.gate_proj", vec![feed_forward, hidden]),
-        ("mlp.up_proj", vec![feed_forward, hidden]),
-        ("mlp.down_proj", vec![hidden, feed_forward]),
-    ]
-}
-
-/// How Mamba's weights were initialised, which their values say already.
-const MAMBA_HARMLESS: &[&str] = &[
-    "time_step_scale",
-    "time_step_min",
-    "time_step_max",
-    "time_step_init_scheme",
-    "time_step_floor",
-    "time_step_rank",
-    "rescale_prenorm_residual",
-];
-
-/// A window that no sequence outgrows, in the words of Qwen and Mixtral.
-fn no_window(setup: &Setup) -> Value {
-    json!({"sliding_window": setup.context_tokens, "max_window_layers": 0})
-}
-
-/// Gemma 2 and 3 scale queries by a setting of their own; candle takes the heads' width.
-fn other_query_scale(config: &Config) -> Option<String> {
-    let (scalar, width) = (config.get("query_pre_attn_scalar")?.as_f64()?, config.uint("head_dim")?);
-    (scalar != width as f64).then(|| format!("query_pre_attn_scalar {scalar} is not the heads' width, {width}"))
-}
-
-/// Every how many layers one of Gemma 3 sees everything.
-fn gemma3_pattern(config: &Config) -> Option<usize> {
-    let Some(types) = config.layer_types() else {
-        let named = config.uint("sliding_window_pattern").or_else(|| config.uint("_sliding_window_pattern"));
-        return Some(named.unwrap_or(6).max(1));
-    };
-    let first = types.iter().position(|kind| *kind == "full_attention");
-    let pattern = first.map_or(types.len() + 1, |first| first + 1);
-    let repeats = types
-        .iter()
-        .zip(1..)
-        .all(|(kind, layer): (_, usize)| (*kind == "full_attention") == layer.is_multiple_of(pattern));
-    repeats.then_some(pattern)
-}
-
-/// LFM2's feed-forward width, which its configuration adjusts in steps; candle assumes one way of them.
-fn lfm2_feed_forward(setup: &Setup) -> Option<usize> {
-    let full = setup.uint("block_ff_dim").or_else(|| setup.uint("intermediate_size"))?;
-    if !setup.bool("block_auto_adjust_ff_dim") {
-        return Some(full);
-    }
-    let multiplier = setup.float("block_ffn_dim_multiplier").unwrap_or(1.0);
-    let adjusted = (multiplier * (2 * full / 3) as f64) as usize;
-    adjusted.checked_next_multiple_of(setup.uint("block_multiple_of").unwrap_or(256).max(1))
-}

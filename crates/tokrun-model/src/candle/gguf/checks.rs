@@ -125,6 +125,10 @@ impl Checker<'_> {
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(self.malformed(format!("{heads} query heads cannot share {kv_heads} key heads")));
         }
+        let used = self.header.metadata.uint(&self.key("expert_used_count")).unwrap_or(0) as usize;
+        if experts > 1 && !(1..=experts).contains(&used) {
+            return Err(self.malformed(format!("{used} of {experts} experts are used")));
+        }
         if experts > 1 && !self.header.tensors.contains_key("blk.0.ffn_gate_inp.weight") {
             return Err(self.malformed("tensor blk.0.ffn_gate_inp.weight is missing".to_owned()));
         }

@@ -28,8 +28,11 @@ pub(super) struct Family {
     /// The length candle's own tables end at.
     pub(super) context_tokens_max: usize,
     pub(super) pieces: Pieces,
-    pub(super) load: fn(Content, &mut Box<dyn Source + '_>) -> candle_core::Result<Box<dyn Decoder>>,
+    pub(super) load: Load,
 }
+
+/// Builds a model from the tensors it reads.
+type Load = fn(Content, &mut Box<dyn Source + '_>) -> candle_core::Result<Box<dyn Decoder>>;
 
 /// How much of each head candle rotates.
 #[derive(Clone, Copy, Debug, PartialEq)]
