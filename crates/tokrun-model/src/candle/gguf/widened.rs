@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 
-use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use candle_core::{Device, Storage, Tensor};
 
 /// What candle reads tensors from.
 pub(super) trait Source: Read + Seek {}
@@ -25,7 +25,7 @@ pub(super) struct Widened<'a> {
     bytes: u64,
     at: u64,
     /// The tensor that is being read, and where it begins.
-    current: Option<(u64, Vec<f32>)>,
+    current: Option<(u64, Tensor)>,
 }
 
 impl<'a> Widened<'a> {
@@ -49,14 +49,11 @@ impl<'a> Widened<'a> {
         (content, Self { stored, file: Cursor::new(file), names, bytes, at: 0, current: None })
     }
 
-    /// The values of the tensor that begins at `start`.
-    fn widen(&mut self, start: u64, name: &str) -> candle_core::Result<Vec<f32>> {
+    /// The tensor that begins at `start`, in f32.
+    fn widen(&mut self, start: u64, name: &str) -> candle_core::Result<Tensor> {
         match self.current.take() {
-            Some((current, values)) if current == start => Ok(values),
-            _ => {
-                let tensor = self.stored.tensor(&mut self.file, name, &Device::Cpu)?;
-                tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
-            }
+            Some((current, tensor)) if current == start => Ok(tensor),
+            _ => self.stored.tensor(&mut self.file, name, &Device::Cpu)?.dequantize(&Device::Cpu),
         }
     }
 }
@@ -69,16 +66,23 @@ impl Read for Widened<'_> {
         if !first.is_multiple_of(4) || buffer.len() < 4 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "half of a value was asked for"));
         }
-        let values = self.widen(start, &name.clone()).map_err(io::Error::other)?;
-        let rest = values.get((first / 4) as usize..).unwrap_or(&[]);
-        for (bytes, value) in buffer.chunks_exact_mut(4).zip(rest) {
-            bytes.copy_from_slice(&value.to_le_bytes());
-        }
-        let count = 4 * rest.len().min(buffer.len() / 4);
+        let tensor = self.widen(start, &name.clone()).map_err(io::Error::other)?;
+        let count = copy(&tensor, (first / 4) as usize, buffer).map_err(io::Error::other)?;
         self.at += count as u64;
-        self.current = Some((start, values));
+        self.current = Some((start, tensor));
         Ok(count)
     }
+}
+
+/// Copies the values of `tensor` from `first` on to `buffer`, and says how many bytes that were.
+fn copy(tensor: &Tensor, first: usize, buffer: &mut [u8]) -> candle_core::Result<usize> {
+    let (storage, _) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("weights are not in main memory") };
+    let rest = storage.as_slice::<f32>()?.get(first..).unwrap_or(&[]);
+    for (bytes, value) in buffer.chunks_exact_mut(4).zip(rest) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    Ok(4 * rest.len().min(buffer.len() / 4))
 }
 
 impl Seek for Widened<'_> {
