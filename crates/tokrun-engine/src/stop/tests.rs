@@ -68,8 +68,8 @@ fn an_empty_stop_is_refused() {
 proptest! {
     #[test]
     fn it_agrees_with_a_search_of_the_whole_text(
-        text in "[abé🦀]{0,24}",
-        stops in prop::collection::vec("[abé🦀]{1,4}", 0..4),
+        text in "[aé🦀]{0,24}",
+        stops in prop::collection::vec("[aé]{1,4}", 0..4),
         cuts in prop::collection::vec(0usize..24, 0..8),
     ) {
         let characters: Vec<String> = text.chars().map(String::from).collect();
