@@ -169,7 +169,7 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
     pub(crate) device: Device,
     /// Processor threads; all cores if absent.
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
 }
 
@@ -213,7 +213,7 @@ pub(crate) struct BenchArgs {
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
     /// Processor threads; all cores if absent.
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Where to compute.
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
@@ -285,11 +285,11 @@ pub(crate) enum WalletCommand {
     Statement {
         /// Whose; your account's name if absent.
         user: Option<String>,
-        /// Bookings at or after this instant.
-        #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+        /// Bookings at or after this instant: a date, an instant, or how long ago (`30d`).
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
         from: Option<jiff::Timestamp>,
         /// Bookings before this instant.
-        #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
         to: Option<jiff::Timestamp>,
     },
 }
@@ -301,10 +301,10 @@ pub(crate) struct GrantArgs {
     /// How many credits; at the default price a credit is a token.
     pub(crate) amount: Credits,
     /// When what is left of it expires: a date, an instant, or a time from now (`30d`).
-    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
     pub(crate) expires: Option<jiff::Timestamp>,
     /// When it can first be spent; now if absent.
-    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
     pub(crate) effective: Option<jiff::Timestamp>,
     /// Lower is spent first.
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -322,11 +322,11 @@ pub(crate) struct UsageArgs {
     /// What to group by.
     #[arg(long, value_enum, default_value_t = GroupBy::User)]
     pub(crate) by: GroupBy,
-    /// Requests that ended at or after this instant.
-    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    /// Requests that ended at or after this instant: a date, an instant, or how long ago (`30d`).
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
     pub(crate) since: Option<jiff::Timestamp>,
     /// Requests that ended before this instant.
-    #[arg(long, value_name = "WHEN", value_parser = home_instant)]
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
     pub(crate) until: Option<jiff::Timestamp>,
 }
 
@@ -369,18 +369,33 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     if bias.is_nan() { Err("the bias must be a number".to_owned()) } else { Ok((id, bias)) }
 }
 
-/// An instant as people write it: RFC 3339, a date (its first moment here), or a span from now (`30d`, `2 weeks`).
-fn home_instant(text: &str) -> Result<jiff::Timestamp, String> {
+/// An instant as people write it; a span counts from now on: `30d`, `2 weeks`.
+fn instant_ahead(text: &str) -> Result<jiff::Timestamp, String> {
+    instant(text, |now, span| now.checked_add(span))
+}
+
+/// An instant as people write it; a span counts back from now.
+fn instant_back(text: &str) -> Result<jiff::Timestamp, String> {
+    instant(text, |now, span| now.checked_sub(span.abs()))
+}
+
+fn instant(
+    text: &str,
+    from_now: impl Fn(&jiff::ZonedDateTime, jiff::Span) -> Result<jiff::ZonedDateTime, jiff::Error>,
+) -> Result<jiff::Timestamp, String> {
+    if let Ok(zoned) = text.parse::<jiff::ZonedDateTime>() {
+        return Ok(zoned.timestamp());
+    }
     if let Ok(instant) = text.parse::<jiff::Timestamp>() {
         return Ok(instant);
     }
-    let zone = jiff::tz::TimeZone::system();
     if let Ok(date) = text.parse::<jiff::civil::DateTime>() {
-        return date.to_zoned_datetime(zone).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
+        let zoned = date.to_zoned_datetime(jiff::tz::TimeZone::system());
+        return zoned.map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
     }
     if let Ok(span) = text.parse::<jiff::Span>() {
-        let now = jiff::ZonedDateTime::now();
-        return now.checked_add(span).map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
+        let zoned = from_now(&jiff::ZonedDateTime::now(), span);
+        return zoned.map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
     }
-    Err("expected a date (2026-12-31), an instant (2026-12-31T18:00:00Z) or a time from now (30d)".to_owned())
+    Err("expected a date (2026-12-31), an instant (2026-12-31T18:00:00Z) or a span of time (30d)".to_owned())
 }

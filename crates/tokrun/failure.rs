@@ -63,21 +63,35 @@ impl Failure {
         Self::new(status, code, chain(error))
     }
 
+    /// Of an error whose message is "what happened; what to do".
+    fn with_remedy(status: Status, code: &'static str, error: &dyn Error) -> Self {
+        let text = chain(error);
+        match text.split_once("; ") {
+            Some((what, remedy)) => Self::new(status, code, what).hint(remedy),
+            None => Self::new(status, code, text),
+        }
+    }
+
     /// On stderr for people; with `--output json` as one object on stdout.
     pub(crate) fn report(&self, format: Format) {
         if format == Format::Json {
-            println!("{}", serde_json::json!({ "error": self.json() }));
+            out!("{}", serde_json::json!({ "error": self.json() }));
             return;
         }
-        eprintln!("error: {}", self.message);
+        say!("error: {}", self.message);
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            say!("hint: {hint}");
         }
     }
 
     /// What happened, in one line.
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// `{code, message, hint}`.
@@ -131,11 +145,11 @@ impl From<PullError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::NoSuchModel { .. } => Self::of(Status::Unknown, "unknown_model", &error)
+            StoreError::NoSuchModel { .. } => Self::new(Status::Unknown, "unknown_model", error.to_string())
                 .hint("`tokrun model list` shows the names; a path to a model works too"),
             StoreError::NotAModel { path, .. } if !path.exists() => Self::of(Status::Unknown, "unknown_model", &error),
-            StoreError::NotPulled { .. } => Self::of(Status::Unknown, "unknown_model", &error),
-            _ => Self::of(Status::Failed, "model_store", &error),
+            StoreError::NotPulled { .. } => Self::with_remedy(Status::Unknown, "unknown_model", &error),
+            _ => Self::with_remedy(Status::Failed, "model_store", &error),
         }
     }
 }
@@ -161,11 +175,15 @@ impl From<&LedgerError> for Failure {
             E::ReadOnly { .. } => (Status::Failed, "read_only"),
             _ => (Status::Failed, "ledger"),
         };
-        let failure = Self::of(status, code, error);
-        if matches!(error, E::Io { .. }) {
-            return failure.hint("set TOKRUN_HOME to a directory that you can write to");
+        let failure = Self::with_remedy(status, code, error);
+        match error {
+            E::Io { .. } => failure.hint("set TOKRUN_HOME to a directory that you can write to"),
+            // An empty wallet of the own name would stand in the way of the one that the first answer opens.
+            E::UnknownWallet { name } if crate::home::account().is_ok_and(|account| account == *name) => {
+                failure.hint("your first `tokrun generate` opens it, with the starter grant")
+            }
+            _ => failure,
         }
-        failure
     }
 }
 
@@ -184,7 +202,7 @@ impl From<&EngineError> for Failure {
             EngineError::NoChatTemplate => (Status::Usage, "no_chat_template"),
             _ => (Status::Failed, "engine"),
         };
-        Self::of(status, code, error)
+        Self::with_remedy(status, code, error)
     }
 }
 
@@ -203,8 +221,8 @@ impl From<&RuntimeError> for Failure {
             RuntimeError::Submit(SubmitError::QueueFull { .. } | SubmitError::Stopped) => {
                 Self::of(Status::Failed, "engine", error)
             }
-            RuntimeError::Submit(_) => Self::of(Status::Usage, "usage", error),
-            RuntimeError::NoTemplate(_) => Self::of(Status::Usage, "no_chat_template", error),
+            RuntimeError::Submit(_) => Self::with_remedy(Status::Usage, "usage", error),
+            RuntimeError::NoTemplate(_) => Self::with_remedy(Status::Usage, "no_chat_template", error),
             _ => Self::of(Status::Failed, "model_failed", error),
         }
     }

@@ -4,12 +4,15 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tokrun_runtime::Canceller;
 
+use crate::args::Format;
 use crate::failure::{Failure, Status};
 
 #[derive(Default)]
 struct State {
     running: Option<Canceller>,
     requested: bool,
+    /// How to say that it ended before there was an answer.
+    format: Option<Format>,
 }
 
 static STATE: OnceLock<Mutex<State>> = OnceLock::new();
@@ -20,7 +23,8 @@ fn with_state<T>(change: impl FnOnce(&mut State) -> T) -> T {
 }
 
 /// Takes over Ctrl-C, termination and hang-up.
-pub(crate) fn install() -> Result<(), Failure> {
+pub(crate) fn install(format: Format) -> Result<(), Failure> {
+    with_state(|state| state.format = Some(format));
     ctrlc::set_handler(on_signal)
         .map_err(|error| Failure::new(Status::Failed, "signal", format!("cannot handle Ctrl-C: {error}")))
 }
@@ -35,6 +39,9 @@ fn on_signal() {
         _ => true,
     });
     if leave {
+        if with_state(|state| state.format) == Some(Format::Json) {
+            Failure::interrupted().report(Format::Json);
+        }
         // Nothing is lost: what was paid is in the ledger, and its next start settles what is open.
         std::process::exit(Status::Interrupted as i32);
     }
@@ -42,7 +49,10 @@ fn on_signal() {
 
 /// Says what the next Ctrl-C is to cancel.
 pub(crate) fn cancels(canceller: Canceller) {
-    with_state(|state| *state = State { running: Some(canceller), requested: false });
+    with_state(|state| {
+        state.running = Some(canceller);
+        state.requested = false;
+    });
 }
 
 /// Nothing is running any more. Returns whether Ctrl-C had ended it.

@@ -29,16 +29,30 @@ pub(crate) fn find(home: &Path, wanted: Option<&str>) -> Result<Found, Failure> 
     let wanted = wanted.map_or_else(|| catalogue.default_model().name.clone(), str::to_owned);
     let store = Store::new(home, catalogue);
     match store.resolve(&wanted)? {
-        Resolved::Local { path } => {
-            let name = path.file_stem().map_or(wanted, |stem| stem.to_string_lossy().into_owned());
-            Ok(Found { name, path, entry: None })
-        }
+        Resolved::Local { path } => Ok(local(&store, home, path)),
         Resolved::Pulled { path, entry } => Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) }),
         Resolved::NotPulled { entry } => {
             let path = pull(&store, entry)?;
             Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) })
         }
     }
+}
+
+/// A model named by its path. One that was pulled is still that model, at its price.
+fn local(store: &Store, home: &Path, path: PathBuf) -> Found {
+    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+    let pulled = home.join("models").canonicalize().ok().and_then(|models| {
+        let name = real.strip_prefix(models).ok()?.iter().next()?.to_str()?;
+        store.catalogue().get(name).cloned()
+    });
+    let name = match &pulled {
+        Some(entry) => entry.name.clone(),
+        None => {
+            let name = real.file_name().unwrap_or(real.as_os_str()).to_string_lossy();
+            name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
+        }
+    };
+    Found { name, path, entry: pulled }
 }
 
 /// Fetches a model of the catalogue.

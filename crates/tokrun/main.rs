@@ -2,7 +2,9 @@
 //!
 //! Data goes to stdout, everything else to stderr. Exit status: 0 done; 1 failure; 2 usage; 3 the allowance ended or refused
 //! the request; 4 no such model or wallet; 130 interrupted.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one part that talks to a terminal")]
+
+#[macro_use]
+mod output;
 
 mod args;
 mod commands;
@@ -10,9 +12,9 @@ mod failure;
 mod home;
 mod interrupt;
 mod load;
-mod output;
 mod progress;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -44,11 +46,14 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // The flags were not understood, so whether JSON is wanted can only be read off their spelling.
-    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     let wants_json = arguments.iter().any(|argument| argument == "--output=json")
         || arguments.windows(2).any(|pair| pair == ["--output", "json"]);
     if wants_json {
-        Failure::new(Status::Usage, "usage", error.to_string().trim_end()).report(Format::Json);
+        let text = error.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (message, help) = text.split_once("\n\n").unwrap_or((text, ""));
+        Failure::new(Status::Usage, "usage", message.trim()).hint(help.trim()).report(Format::Json);
     } else {
         let _ = error.print();
     }

@@ -1,7 +1,50 @@
-//! How figures are printed.
+//! How results and figures are printed.
+
+use std::fmt;
+use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use tokrun_ledger::{Credits, MICRO};
+
+use crate::failure::Status;
+
+/// A line of data, on stdout.
+macro_rules! out {
+    ($($argument:tt)*) => { $crate::output::data(format_args!($($argument)*)) };
+}
+
+/// A line for people, on stderr.
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::output::remark(format_args!($($argument)*)) };
+}
+
+/// Prints a line of data. A reader that has enough ends the program quietly; data that cannot be written is a failure.
+pub(crate) fn data(line: fmt::Arguments<'_>) {
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        let status = cannot_write(&error);
+        std::process::exit(status as i32);
+    }
+}
+
+/// Says why data could not be written, unless its reader just left.
+pub(crate) fn cannot_write(error: &io::Error) -> Status {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Status::Done;
+    }
+    remark(format_args!("error: cannot write to stdout: {error}"));
+    Status::Failed
+}
+
+/// Prints a line for people. Nobody can be told that stderr cannot be written.
+pub(crate) fn remark(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Somebody else's text, without what would steer the terminal.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
 
 /// A number with thousands separated: `1,234,567`.
 pub(crate) fn grouped(number: u64) -> String {

@@ -45,8 +45,8 @@ impl PullProgress for Bar {
 
     fn note(&self, message: &str) {
         self.with(|slot| match slot {
-            Some(bar) if !bar.is_hidden() => bar.suspend(|| eprintln!("{message}")),
-            _ => eprintln!("{message}"),
+            Some(bar) if !bar.is_hidden() => bar.suspend(|| say!("{message}")),
+            _ => say!("{message}"),
         });
     }
 

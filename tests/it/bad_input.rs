@@ -147,6 +147,65 @@ fn impossible_flags() {
 }
 
 #[test]
+fn prompts_that_are_none() {
+    let home = home_with_money();
+    let model = tiny_model();
+    for blank in ["", "  \n "] {
+        refused(&home, &["generate", blank, "--model", &model, "--user", "ada"], 2, &["empty"]);
+    }
+    refused(&home, &["generate", "hi", "--model", &model, "--user", "ada", "--raw", "--system", "x"], 2, &[]);
+    refused(&home, &["chat", "--model", &model, "--user", "ada", "--threads", "65535"], 2, &[]);
+    refused(&home, &["bench", "--model", &model, "-p", "0", "-n", "100000", "-r", "1"], 2, &["context"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_argument_that_is_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = home_with_money();
+    let output = home.command(&["generate"]).arg(std::ffi::OsStr::from_bytes(b"bad\xff")).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+}
+
+/// A full device is a failure that is told; a reader that left is none; in neither case does anything panic.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_stdout_that_takes_nothing() {
+    let home = home_with_money();
+    let model = tiny_model();
+    let commands: [&[&str]; 6] = [
+        &["wallet", "list"],
+        &["usage", "--output", "json"],
+        &["ledger", "verify"],
+        &["model", "list"],
+        &["completions", "bash"],
+        &["generate", "Hi", "--model", &model, "--user", "ada", "--max-tokens", "3", "--output", "json"],
+    ];
+    for arguments in commands {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let output = home.command(arguments).stdout(full).output().expect("it starts");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("cannot write") && !said.contains("panicked"), "{arguments:?}: {said}");
+
+        let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+        drop(reader);
+        let output = home.command(arguments).stdout(writer).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+    }
+    home.verify();
+}
+
+#[test]
+fn a_newcomer_is_not_sent_into_an_empty_wallet() {
+    let home = Home::new();
+    let output = home.run(&["wallet", "show"]);
+    assert_eq!(output.status.code(), Some(4));
+    let said = text(&output.stderr);
+    assert!(said.contains("first `tokrun generate` opens it") && !said.contains("wallet create"), "{said}");
+}
+
+#[test]
 fn unknown_and_frozen_wallets() {
     let home = home_with_money();
     let model = tiny_model();

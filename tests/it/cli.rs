@@ -262,3 +262,35 @@ fn completions_are_printed_for_every_shell() {
         assert!(output.status.success() && text(&output.stdout).contains("tokrun"), "{shell}");
     }
 }
+
+/// The catalogue's price and name hold for a pulled model however it is named.
+#[test]
+fn a_pulled_model_named_by_its_path_costs_the_same() {
+    let home = Home::new();
+    home.wallet("ada", 10_000);
+    std::fs::write(
+        home.path().join("models.toml"),
+        r#"
+[[model]]
+name = "tiny"
+title = "Tiny"
+architecture = "llama"
+format = "safetensors"
+dtype = "F32"
+context_tokens = 16384
+licence = "Apache-2.0"
+sources = [{ hub = "nobody/tiny", revision = "main" }]
+prices = [{ prompt = "2", output = "0.5" }]
+"#,
+    )
+    .expect("it can be written");
+    let place = home.path().join("models/tiny");
+    crate::support::copy_directory(std::path::Path::new(&tiny_model()), &place);
+    let path = place.to_str().expect("UTF-8");
+    let answer = home.json(&["generate", "Hi", "--model", path, "--user", "ada", "--max-tokens", "4", "--ignore-eos"]);
+    assert_eq!(answer["model"], "tiny");
+    let usage = &answer["usage"];
+    let cost = 2.0 * usage["prompt_tokens"].as_f64().expect("a count")
+        + 0.5 * usage["completion_tokens"].as_f64().expect("a count");
+    assert_eq!(answer["allowance"]["debited"].as_f64(), Some(cost));
+}

@@ -262,6 +262,12 @@ impl Decimal {
         (digits(whole, 12) && digits(fraction, 6)).then(|| Self(text.to_owned()))
     }
 
+    /// Exactly, in millionths.
+    fn millionths(&self) -> u64 {
+        let (whole, fraction) = self.0.split_once('.').unwrap_or((&self.0, ""));
+        format!("{whole}{fraction:0<6}").parse().expect("at most 18 digits, checked when it was read")
+    }
+
     /// As it was written: `0.25`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
 use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, PromptDebit, Settled, Settlement};
 
-use crate::transcript::Transcript;
+use crate::transcript::{Rules, Transcript};
 use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Timing, Usage};
 
 /// Whether the engine must be told to stop computing for this request.
@@ -24,7 +24,7 @@ pub(crate) struct Active {
     pub(crate) id: RequestId,
     request_id: String,
     tokenizer: Arc<Tokenizer>,
-    stop: Vec<String>,
+    rules: Rules,
     prompt: Vec<TokenId>,
     wants_logprobs: bool,
     events: Sender<Event>,
@@ -61,10 +61,11 @@ pub(crate) struct Begin {
     pub(crate) id: RequestId,
     pub(crate) request_id: String,
     pub(crate) prompt: Vec<TokenId>,
-    pub(crate) stop: Vec<String>,
+    pub(crate) rules: Rules,
     pub(crate) transcript: Transcript,
     pub(crate) wants_logprobs: bool,
     pub(crate) begun: Instant,
+    pub(crate) admitted: Instant,
     pub(crate) events: Sender<Event>,
 }
 
@@ -75,7 +76,7 @@ impl Active {
             request_id: begin.request_id,
             transcript: begin.transcript,
             tokenizer: Arc::clone(tokenizer),
-            stop: begin.stop,
+            rules: begin.rules,
             prompt: begin.prompt,
             wants_logprobs: begin.wants_logprobs,
             events: begin.events,
@@ -90,7 +91,7 @@ impl Active {
             logprobs: Vec::new(),
             shown: String::new(),
             usage: Usage::default(),
-            timing: Timing::default(),
+            timing: Timing { admit_us: micros(begin.begun, begin.admitted), ..Timing::default() },
             begun: begin.begun,
             first_delivery: None,
             last_delivery: begin.begun,
@@ -308,7 +309,7 @@ impl Active {
     /// It is decoded afresh from the paid tokens, since the running transcript may have seen tokens that nobody paid.
     fn show_the_rest(&mut self) -> Result<(), RuntimeError> {
         let tokens = &self.paid[..self.paid.len() - self.paid_end_tokens];
-        let whole = Transcript::whole(&self.tokenizer, &self.stop, tokens)?;
+        let whole = Transcript::whole(&self.tokenizer, &self.rules, tokens)?;
         if let Some(rest) = whole.strip_prefix(self.shown.as_str())
             && !rest.is_empty()
         {

@@ -64,7 +64,9 @@ pub struct Usage {
 /// Durations of one request, counted from the moment it was handed to the runtime.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timing {
-    /// Until the engine took it up, µs.
+    /// Until it was encoded, admitted and handed to the engine, µs.
+    pub admit_us: u64,
+    /// From there until the engine took it up, µs.
     pub queue_us: u64,
     /// Until the first token was paid and handed over, µs.
     pub ttft_us: Option<u64>,

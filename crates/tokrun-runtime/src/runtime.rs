@@ -14,7 +14,7 @@ use tokrun_engine::{
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
 use crate::active::{self, Active, Begin};
-use crate::transcript::Transcript;
+use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError};
 
 /// A loaded model with all it needs to speak.
@@ -143,7 +143,8 @@ impl Runtime {
             logprobs: request.logprobs,
         };
         // Everything that can be refused is refused before money is touched.
-        let transcript = Transcript::new(&self.model.tokenizer, &request.stop)?;
+        let rules = Rules { stop: request.stop, continues: !matches!(request.prompt, Prompt::Chat(_)) };
+        let transcript = Transcript::new(&self.model.tokenizer, &rules)?;
         self.engine.check(&submission)?;
         let vocab_size = self.model.tokenizer.vocab_size();
         if let Some(&token) = submission.sampling.logit_bias.keys().find(|token| **token as usize >= vocab_size) {
@@ -167,10 +168,11 @@ impl Runtime {
             id,
             request_id: request_id.clone(),
             prompt,
-            stop: request.stop,
+            rules,
             transcript,
             wants_logprobs: request.logprobs.is_some(),
             begun,
+            admitted: Instant::now(),
             events,
         };
         let (answer, accepted) = channel();

@@ -13,7 +13,7 @@ use tokrun_ledger::{
 };
 use tokrun_model::{Extend, Logits, ModelError, ModelFile, SequenceHandle};
 
-use crate::transcript::Transcript;
+use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Outcome, Payer, Prompt, Reply, Runtime, TextModel};
 
 const WINDOW: u64 = 32;
@@ -296,8 +296,8 @@ fn check(
     prop_assert!(outcome.token_ids.len() <= max_tokens);
     let ended = outcome.token_ids.last().is_some_and(|token| end_tokens.contains(token));
     let visible = &outcome.token_ids[..outcome.token_ids.len() - usize::from(ended)];
-    let stops: Vec<String> = stop.iter().cloned().collect();
-    let whole = Transcript::whole(tokenizer, &stops, visible).expect("its own tokens can be decoded");
+    let rules = Rules { stop: stop.iter().cloned().collect(), continues: true };
+    let whole = Transcript::whole(tokenizer, &rules, visible).expect("its own tokens can be decoded");
     prop_assert_eq!(&outcome.text, &whole, "the text is that of the paid tokens");
     if let Some(stop) = stop {
         prop_assert!(!outcome.text.contains(stop.as_str()), "a stop string was shown");

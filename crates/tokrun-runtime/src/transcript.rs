@@ -1,8 +1,15 @@
 //! Tokens into text that may be shown.
 
-use std::sync::Arc;
-
 use tokrun_engine::{DetokenizeStream, EngineError, StopMatcher, TokenId, Tokenizer};
+
+/// What makes text of tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    /// Strings that end the answer and are not part of it.
+    pub(crate) stop: Vec<String>,
+    /// The answer goes on in the middle of a text: a space that it begins with belongs to it.
+    pub(crate) continues: bool,
+}
 
 /// The text of one answer as its tokens come: whole characters only, and nothing that could still become a stop string.
 pub(crate) struct Transcript {
@@ -17,8 +24,9 @@ pub(crate) struct Step {
 }
 
 impl Transcript {
-    pub(crate) fn new(tokenizer: &Arc<Tokenizer>, stop: &[String]) -> Result<Self, EngineError> {
-        Ok(Self { characters: tokenizer.stream(), stops: StopMatcher::new(stop.to_vec())? })
+    pub(crate) fn new(tokenizer: &Tokenizer, rules: &Rules) -> Result<Self, EngineError> {
+        let characters = if rules.continues { tokenizer.continuing_stream() } else { tokenizer.stream() };
+        Ok(Self { characters, stops: StopMatcher::new(rules.stop.clone())? })
     }
 
     pub(crate) fn push(&mut self, token: TokenId) -> Result<Step, EngineError> {
@@ -28,12 +36,8 @@ impl Transcript {
     }
 
     /// The text of an answer that consists of `tokens` and nothing else: what was held back is part of it.
-    pub(crate) fn whole(
-        tokenizer: &Arc<Tokenizer>,
-        stop: &[String],
-        tokens: &[TokenId],
-    ) -> Result<String, EngineError> {
-        let mut transcript = Self::new(tokenizer, stop)?;
+    pub(crate) fn whole(tokenizer: &Tokenizer, rules: &Rules, tokens: &[TokenId]) -> Result<String, EngineError> {
+        let mut transcript = Self::new(tokenizer, rules)?;
         let mut text = String::new();
         for &token in tokens {
             let step = transcript.push(token)?;

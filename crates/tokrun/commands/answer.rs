@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use tokrun_engine::{ChatMessage, SamplingParams};
-use tokrun_ledger::{Credits, FinishReason, Ledger};
+use tokrun_ledger::{Credits, FinishReason, Ledger, LedgerError};
 use tokrun_model::catalogue::{Catalogue, SamplingDefaults};
 use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt};
 
@@ -101,10 +101,27 @@ pub(crate) fn ledger() -> Result<Ledger, Failure> {
     Ok(Ledger::open(&home::ledger_file()?)?)
 }
 
+/// Opens the books to look at them, on a disk that is full or cannot be written too.
+pub(crate) fn ledger_to_read() -> Result<Ledger, Failure> {
+    let file = home::ledger_file()?;
+    Ledger::open(&file).or_else(|error| {
+        use LedgerError as E;
+        match error {
+            E::ReadOnly { .. } | E::DiskFull | E::DiskFailed { .. } | E::Io { .. } => {
+                // If it cannot even be read, the first reason is the better one.
+                Ok(Ledger::open_read_only(&file).map_err(|_| error)?)
+            }
+            _ => Err(error.into()),
+        }
+    })
+}
+
 /// How a generation ended for the one who typed the command.
 pub(crate) struct Answered {
     pub(crate) outcome: Outcome,
     pub(crate) interrupted: bool,
+    /// The pipe that the text went to was closed.
+    pub(crate) reader_left: bool,
 }
 
 /// Waits for the end of a generation, handing each paid piece of text to `show`. When it cannot be shown any more
@@ -133,7 +150,7 @@ pub(crate) fn follow(
     let outcome = outcome.ok_or(tokrun_runtime::RuntimeError::Stopped)?;
     match broken {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::io("cannot write the answer", &error)),
-        _ => Ok(Answered { outcome, interrupted }),
+        broken => Ok(Answered { outcome, interrupted, reader_left: broken.is_some() }),
     }
 }
 

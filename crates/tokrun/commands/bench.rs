@@ -45,7 +45,7 @@ struct Setting {
 pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
     load::check_device(args.device)?;
     load::use_threads(args.threads)?;
-    interrupt::install()?;
+    interrupt::install(format)?;
     let home = home::directory()?;
     let found = load::find(&home, args.model.as_deref())?;
     let scratch = Scratch::new(&home)?;
@@ -66,6 +66,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
     let tests = [Test::Prefill(args.n_prompt), Test::Decode(args.n_gen)];
     let mut results = Vec::new();
     for test in tests.into_iter().filter(|test| test.tokens() > 0) {
+        test.check(runtime.info().context_tokens)?;
         results.push(measure(&runtime, &setting, test, args.repetitions)?);
     }
     drop(runtime);
@@ -82,6 +83,7 @@ impl Scratch {
     const WALLET: &'static str = "bench";
 
     fn new(home: &Path) -> Result<Self, Failure> {
+        sweep(home);
         let directory = home.join(format!("bench-{}", std::process::id()));
         std::fs::create_dir_all(&directory)
             .map_err(|error| Failure::io(&format!("cannot create {}", directory.display()), &error))?;
@@ -93,6 +95,18 @@ impl Scratch {
         ledger.create_wallet(Self::WALLET, None)?;
         ledger.grant(GrantRequest::new(Self::WALLET, Credits::from_micro(i64::MAX / 4)))?;
         Ok(ledger)
+    }
+}
+
+/// Removes what benches that were killed left behind.
+fn sweep(home: &Path) {
+    for entry in std::fs::read_dir(home).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix("bench-")).and_then(|id| id.parse::<u32>().ok());
+        if process.is_some_and(|id| Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{id}")).exists()) {
+            // What cannot be removed is left for the next bench.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -110,6 +124,15 @@ impl Test {
         }
     }
 
+    fn check(self, context_tokens: usize) -> Result<(), Failure> {
+        let needed = self.tokens() + 1;
+        if needed < context_tokens {
+            return Ok(());
+        }
+        let what = format!("{} needs {needed} tokens, and the context has {context_tokens}", self.name());
+        Err(Failure::new(Status::Usage, "usage", what).hint("choose a smaller -p or -n"))
+    }
+
     fn name(self) -> String {
         match self {
             Self::Prefill(tokens) => format!("pp{tokens}"),
@@ -117,11 +140,14 @@ impl Test {
         }
     }
 
-    /// What is timed: prompt processing ends with the first token; decoding of n tokens begins with it and ends n later.
+    /// What is timed. Prompt processing: from the engine's start on it until its first token is delivered. Decoding of n
+    /// tokens: from the moment the engine has the first token until the n after it are delivered.
     fn sample_ns(self, outcome: &Outcome) -> u64 {
+        let timing = &outcome.timing;
+        let last_us = timing.ttft_us.unwrap_or(0) + timing.decode_us;
         match self {
-            Self::Prefill(_) => (outcome.timing.ttft_us.unwrap_or(0) - outcome.timing.queue_us) * 1000,
-            Self::Decode(_) => outcome.timing.decode_us * 1000,
+            Self::Prefill(_) => timing.ttft_us.unwrap_or(0).saturating_sub(timing.admit_us + timing.queue_us) * 1000,
+            Self::Decode(_) => last_us.saturating_sub(timing.admit_us + timing.queue_us + timing.prefill_us) * 1000,
         }
     }
 
@@ -200,7 +226,7 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 fn print(setting: &Setting, results: &[Measured], format: Format) {
     let rows: Vec<Value> = results.iter().map(|result| json_row(setting, result)).collect();
     match format {
-        Format::Json => println!("{}", Value::from(rows)),
+        Format::Json => out!("{}", Value::from(rows)),
         Format::Csv => print_csv(&rows),
         Format::Text | Format::Md => print_md(setting, results),
     }
@@ -211,11 +237,11 @@ fn print_md(setting: &Setting, results: &[Measured]) {
         Some(fsync_us) => format!("on (fsync {fsync_us} µs)"),
         None => "off".to_owned(),
     };
-    println!("| model | size | params | backend | threads | ledger | test | t/s |");
-    println!("| --- | ---: | ---: | --- | ---: | --- | --- | ---: |");
+    out!("| model | size | params | backend | threads | ledger | test | t/s |");
+    out!("| --- | ---: | ---: | --- | ---: | --- | --- | ---: |");
     for result in results {
         let (mean, deviation) = mean_and_deviation(&result.rates());
-        println!(
+        out!(
             "| {} {} {} | {} | {:.2} M | {} | {} | {ledger} | {} | {mean:.2} ± {deviation:.2} |",
             setting.info.architecture,
             setting.model,

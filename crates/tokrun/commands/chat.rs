@@ -26,10 +26,14 @@ const HELP: &str = "\
 /quit            leave (Ctrl-D does too)
 Ctrl-C ends an answer; \"\"\" begins and ends a message of several lines.";
 
-pub(crate) fn run(args: ChatArgs) -> Result<Status, Failure> {
+pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
+    if format == Format::Json {
+        return Err(Failure::new(Status::Usage, "usage", "a chat prints text")
+            .hint("use `tokrun generate --output json` for programs"));
+    }
     answer::check(&args.answer)?;
     load::use_threads(args.answer.compute.threads)?;
-    interrupt::install()?;
+    interrupt::install(format)?;
     let home = home::directory()?;
     let payer = answer::payer(&args.answer.payer, &home)?;
     let ledger = answer::ledger()?;
@@ -48,6 +52,12 @@ struct Chat {
     messages: Vec<ChatMessage>,
 }
 
+/// How a turn ended.
+struct Turned {
+    status: Status,
+    reader_left: bool,
+}
+
 /// What a line asks for.
 enum Turn {
     Answer,
@@ -59,16 +69,18 @@ impl Chat {
     fn run(mut self) -> Result<Status, Failure> {
         let mut input = Input::new()?;
         if input.is_terminal() {
-            eprintln!("{} · /help lists the commands", self.found.name);
+            say!("{} · /help lists the commands", self.found.name);
         }
         let mut status = Status::Done;
         while let Some(line) = input.next_message()? {
+            let turn_begins = self.messages.clone();
             match self.take(&line) {
                 Turn::Quit => break,
                 Turn::Nothing => {}
                 Turn::Answer => {
-                    status = self.answer()?;
-                    if status == Status::Allowance && !input.is_terminal() {
+                    let answered = self.answer(turn_begins)?;
+                    status = answered.status;
+                    if answered.reader_left || status == Status::Allowance && !input.is_terminal() {
                         break;
                     }
                 }
@@ -86,14 +98,14 @@ impl Chat {
         let rest = rest.trim();
         match name {
             "quit" | "exit" | "bye" => return Turn::Quit,
-            "help" | "?" => eprintln!("{HELP}"),
+            "help" | "?" => say!("{HELP}"),
             "reset" | "clear" => self.messages.retain(|message| message.role == "system"),
             "system" => self.messages = vec![answer::message("system", rest)],
             "retry" => return self.retry(),
             "balance" => self.balance(),
             "save" if !rest.is_empty() => self.save(Path::new(rest)),
-            "save" => eprintln!("/save needs the name of a file"),
-            _ => eprintln!("there is no /{name}; /help lists the commands"),
+            "save" => say!("/save needs the name of a file"),
+            _ => say!("there is no /{name}; /help lists the commands"),
         }
         Turn::Nothing
     }
@@ -105,14 +117,14 @@ impl Chat {
         if self.messages.last().is_some_and(|message| message.role == "user") {
             Turn::Answer
         } else {
-            eprintln!("there is nothing to answer again");
+            say!("there is nothing to answer again");
             Turn::Nothing
         }
     }
 
     fn balance(&self) {
         match self.ledger.wallet(&self.payer.wallet) {
-            Ok(wallet) => eprintln!("{} has {}", wallet.name, output::credits(wallet.balance)),
+            Ok(wallet) => say!("{} has {}", wallet.name, output::credits(wallet.balance)),
             Err(error) => Failure::from(error).report(Format::Text),
         }
     }
@@ -125,13 +137,13 @@ impl Chat {
             .collect();
         let text = serde_json::to_string_pretty(&turns).expect("strings are always valid JSON");
         match std::fs::write(path, text + "\n") {
-            Ok(()) => eprintln!("saved to {}", path.display()),
-            Err(error) => eprintln!("cannot save to {}: {error}", path.display()),
+            Ok(()) => say!("saved to {}", path.display()),
+            Err(error) => say!("cannot save to {}: {error}", path.display()),
         }
     }
 
     /// One metered answer; what goes wrong with it does not end the conversation.
-    fn answer(&mut self) -> Result<Status, Failure> {
+    fn answer(&mut self, turn_begins: Vec<ChatMessage>) -> Result<Turned, Failure> {
         let prompt = Prompt::Chat(self.messages.clone());
         let request = answer::request(prompt, &self.args.answer, &self.payer, &self.found)?;
         let generation = match self.loaded.runtime.generate(request) {
@@ -139,12 +151,16 @@ impl Chat {
             Err(error) => {
                 let failure = Failure::from(&error);
                 failure.report(Format::Text);
-                self.messages.pop();
-                return Ok(failure.status);
+                if failure.status == Status::Usage {
+                    say!("/reset begins anew, with room for an answer");
+                }
+                self.messages = turn_begins;
+                return Ok(Turned { status: failure.status, reader_left: false });
             }
         };
         let answered = answer::follow(generation, answer::to_stdout)?;
         let outcome = &answered.outcome;
+        // Whether anybody still reads is known already, or shows with the next answer.
         let _ = answer::to_stdout("\n");
         if let Some(error) = &outcome.error {
             Failure::from(error).report(Format::Text);
@@ -152,11 +168,12 @@ impl Chat {
             answer::allowance_ended(&self.payer.wallet).report(Format::Text);
         }
         if !self.args.no_stats {
-            eprintln!("{}", answer::figures(&self.found.name, &self.loaded.runtime.info().device, outcome));
+            say!("{}", answer::figures(&self.found.name, &self.loaded.runtime.info().device, outcome));
         }
         let status = answered.status();
         self.messages.push(answer::message("assistant", answered.outcome.text));
-        Ok(if status == Status::Interrupted { Status::Done } else { status })
+        let status = if status == Status::Interrupted { Status::Done } else { status };
+        Ok(Turned { status, reader_left: answered.reader_left })
     }
 }
 

@@ -152,7 +152,10 @@ fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
     let (path, name) = match resolved {
         Ok(Ok(found)) => found,
         Ok(Err(finding)) => return finding,
-        Err(failure) => return Finding::bad("model", failure.message(), "tokrun model list shows the names"),
+        Err(failure) => {
+            let remedy = failure.remedy().unwrap_or("tokrun model list shows the names").to_owned();
+            return Finding::bad("model", failure.message(), remedy);
+        }
     };
     match ModelFile::open(&path) {
         Ok(file) => fit(&name, file.info(), memory_bytes),
@@ -194,14 +197,20 @@ fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
 
 fn ledger(home: &Path) -> Vec<Finding> {
     let file = home.join("ledger.db");
-    if !file.exists() {
-        return vec![Finding::good("ledger", "none yet; the first `generate` creates it")];
+    match file.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return vec![Finding::good("ledger", "none yet; the first `generate` creates it")],
+        Err(error) => {
+            let what = format!("{}: {error}", file.display());
+            return vec![Finding::bad("ledger", what, "check who owns TOKRUN_HOME, and its permissions")];
+        }
     }
     let health = match Ledger::open(&file).and_then(|ledger| ledger.health()) {
         Ok(health) => health,
         Err(error) => {
             let failure = Failure::from(error);
-            return vec![Finding::bad("ledger", failure.message(), "tokrun ledger verify says what is wrong")];
+            let remedy = failure.remedy().unwrap_or("restore a backup of ledger.db, or move it away").to_owned();
+            return vec![Finding::bad("ledger", failure.message(), remedy)];
         }
     };
     let what = format!(
@@ -231,7 +240,7 @@ fn print(findings: &[Finding], format: Format) {
                 "remedy": finding.remedy,
             })
         });
-        println!("{}", Value::from_iter(rows));
+        out!("{}", Value::from_iter(rows));
         return;
     }
     for finding in findings {
@@ -240,9 +249,9 @@ fn print(findings: &[Finding], format: Format) {
             Verdict::Note => "note",
             Verdict::Bad => "BAD ",
         };
-        println!("{mark} {:10} {}", finding.about, finding.what);
+        out!("{mark} {:10} {}", finding.about, finding.what);
         if let Some(remedy) = &finding.remedy {
-            println!("     {:10} {remedy}", "");
+            out!("     {:10} {remedy}", "");
         }
     }
 }

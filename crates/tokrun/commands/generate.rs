@@ -17,9 +17,14 @@ use crate::{home, interrupt, output};
 pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure> {
     answer::check(&args.answer)?;
     load::use_threads(args.answer.compute.threads)?;
+    interrupt::install(format)?;
     let text = prompt_text(&args)?;
+    if text.trim().is_empty() {
+        return Err(
+            Failure::new(Status::Usage, "usage", "the prompt is empty").hint("give the model some text to answer")
+        );
+    }
     let prompt = prompt(text, &args);
-    interrupt::install()?;
 
     let home = home::directory()?;
     let payer = answer::payer(&args.answer.payer, &home)?;
@@ -56,20 +61,27 @@ fn report(
         {
             object["error"] = failure.json();
         }
-        // A closed pipe loses the report, not the books.
-        let _ = answer::to_stdout(&format!("{object}\n"));
-        return Ok(answered.status());
+        return Ok(shown(&format!("{object}\n"), answered.status()));
     }
-    if !outcome.text.is_empty() && !outcome.text.ends_with('\n') {
-        let _ = answer::to_stdout("\n");
+    let mut status = answered.status();
+    if !outcome.text.is_empty() && !outcome.text.ends_with('\n') && !answered.reader_left {
+        status = shown("\n", status);
     }
     if let Some(failure) = failure {
         failure.report(format);
     }
     if !args.no_stats {
-        eprintln!("{}", answer::figures(model, device, outcome));
+        say!("{}", answer::figures(model, device, outcome));
     }
-    Ok(answered.status())
+    Ok(status)
+}
+
+/// Prints the end of the answer; one that cannot be printed is a failure, though it is paid and settled.
+fn shown(text: &str, status: Status) -> Status {
+    match answer::to_stdout(text).map_err(|error| output::cannot_write(&error)) {
+        Err(Status::Failed) => Status::Failed,
+        _ => status,
+    }
 }
 
 fn failure(outcome: &Outcome, payer: &Payer) -> Option<Failure> {
@@ -140,6 +152,7 @@ fn json_outcome(
     });
     object["timing"] = json!({
         "load_ms": load_ms,
+        "admit_ms": output::ms(timing.admit_us),
         "queue_ms": output::ms(timing.queue_us),
         "ttft_ms": timing.ttft_us.map(output::ms),
         "prefill_tokens_per_s": timing.prefill_tokens_per_s(computed),

@@ -9,13 +9,13 @@ use crate::output;
 
 pub(crate) fn run(command: LedgerCommand, format: Format) -> Result<Status, Failure> {
     match command {
-        LedgerCommand::Verify => return verify(&super::answer::ledger()?, format),
+        LedgerCommand::Verify => return verify(&super::answer::ledger_to_read()?, format),
         LedgerCommand::Backup { file: to } => {
-            super::answer::ledger()?.backup(&to)?;
+            super::answer::ledger_to_read()?.backup(&to)?;
             if format == Format::Json {
-                println!("{}", json!({ "file": to }));
+                out!("{}", json!({ "file": to }));
             } else {
-                println!("backed up to {}", to.display());
+                out!("backed up to {}", to.display());
             }
         }
     }
@@ -26,7 +26,7 @@ pub(crate) fn run(command: LedgerCommand, format: Format) -> Result<Status, Fail
 fn verify(ledger: &Ledger, format: Format) -> Result<Status, Failure> {
     let report = ledger.verify()?;
     if format == Format::Json {
-        println!(
+        out!(
             "{}",
             json!({
                 "ok": report.passed(),
@@ -41,8 +41,8 @@ fn verify(ledger: &Ledger, format: Format) -> Result<Status, Failure> {
     } else {
         for problem in &report.problems {
             match problem.entry {
-                Some(entry) => eprintln!("entry {entry}: {}", problem.what),
-                None => eprintln!("{}", problem.what),
+                Some(entry) => say!("entry {entry}: {}", problem.what),
+                None => say!("{}", problem.what),
             }
         }
     }
@@ -55,8 +55,9 @@ fn verify(ledger: &Ledger, format: Format) -> Result<Status, Failure> {
         return Ok(Status::Failed);
     }
     if format != Format::Json {
-        println!(
-            "the ledger is sound: {} entries, {} wallets, {} requests settled, {} open; head {}",
+        out!(
+            "the ledger is sound: {} entries, {} wallets, {} requests settled, {} open; head {}\n\
+             (whoever can write the file could have rewritten all of it: only a head kept elsewhere shows that)",
             output::grouped(report.entries),
             output::grouped(report.wallets),
             output::grouped(report.requests),

@@ -23,7 +23,7 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
     }
     match cli.command {
         Command::Generate(args) => generate::run(*args, format),
-        Command::Chat(args) => chat::run(*args),
+        Command::Chat(args) => chat::run(*args, format),
         Command::Bench(args) => bench::run(&args, format),
         Command::Model(command) => model::run(command, format),
         Command::Wallet(command) => wallet::run(command, format),
@@ -31,7 +31,9 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
         Command::Ledger(command) => ledger::run(command, format),
         Command::Doctor(args) => doctor::run(&args, format),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tokrun", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tokrun", &mut script);
+            out!("{}", String::from_utf8_lossy(&script).trim_end());
             Ok(Status::Done)
         }
     }

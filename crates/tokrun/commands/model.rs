@@ -25,8 +25,8 @@ pub(crate) fn run(command: ModelCommand, format: Format) -> Result<Status, Failu
         ModelCommand::Remove { name } => {
             store.remove(&name, &Bar::new())?;
             match format {
-                Format::Json => println!("{}", json!({ "removed": name })),
-                _ => println!("removed {name}"),
+                Format::Json => out!("{}", json!({ "removed": name })),
+                _ => out!("removed {name}"),
             }
         }
     }
@@ -43,7 +43,7 @@ fn list(catalogue: &Catalogue, store: &Store, format: Format) -> Result<(), Fail
             object["default"] = (entry.name == catalogue.default_model().name).into();
             object
         });
-        println!("{}", Value::from_iter(models));
+        out!("{}", Value::from_iter(models));
         return Ok(());
     }
     let rows = catalogue.entries().iter().map(|entry| {
@@ -57,18 +57,22 @@ fn list(catalogue: &Catalogue, store: &Store, format: Format) -> Result<(), Fail
             if here(entry) { "here" } else { "" }.to_owned(),
         ]
     });
-    println!("{}", output::table(&["name", "model", "type", "size", "context", "licence", ""], &[3, 4], rows));
+    out!("{}", output::table(&["name", "model", "type", "size", "context", "licence", ""], &[3, 4], rows));
     Ok(())
 }
 
 fn pull(store: &Store, name: &str, format: Format) -> Result<(), Failure> {
     let path = match store.resolve(name)? {
-        Resolved::Local { path } | Resolved::Pulled { path, .. } => path,
+        Resolved::Local { path } => {
+            return Err(Failure::new(Status::Unknown, "unknown_model", format!("{} is a file here", path.display()))
+                .hint("a model given by its path needs no pull: --model PATH"));
+        }
+        Resolved::Pulled { path, .. } => path,
         Resolved::NotPulled { entry } => load::pull(store, entry)?,
     };
     match format {
-        Format::Json => println!("{}", json!({ "name": name, "path": path })),
-        _ => println!("{}", path.display()),
+        Format::Json => out!("{}", json!({ "name": name, "path": path })),
+        _ => out!("{}", path.display()),
     }
     Ok(())
 }
@@ -85,7 +89,7 @@ fn show(store: &Store, model: &str, format: Format) -> Result<(), Failure> {
         let mut object = entry.map_or_else(|| json!({}), json_entry);
         object["path"] = json!(path);
         object["file"] = file.map_or(Value::Null, json_info);
-        println!("{object}");
+        out!("{object}");
         return Ok(());
     }
     if let Some(entry) = entry {
@@ -93,17 +97,17 @@ fn show(store: &Store, model: &str, format: Format) -> Result<(), Failure> {
     }
     match (&path, file) {
         (Some(path), Some(info)) => show_info(path, info),
-        _ => println!("{:12} not here; `tokrun model pull {model}` fetches it", "file"),
+        _ => out!("{:12} not here; `tokrun model pull {model}` fetches it", "file"),
     }
     Ok(())
 }
 
 fn show_entry(entry: &Entry) {
-    println!("{:12} {} ({})", "model", entry.title, entry.name);
-    println!("{:12} {}", "licence", entry.licence);
-    println!("{:12} {}", "context", output::grouped(entry.context_tokens as u64));
+    out!("{:12} {} ({})", "model", entry.title, entry.name);
+    out!("{:12} {}", "licence", entry.licence);
+    out!("{:12} {}", "context", output::grouped(entry.context_tokens as u64));
     let price = entry.price_at(jiff::Timestamp::now());
-    println!(
+    out!(
         "{:12} {} a prompt token, {} cached, {} an output token",
         "credits",
         price.prompt.as_str(),
@@ -111,22 +115,22 @@ fn show_entry(entry: &Entry) {
         price.output.as_str()
     );
     for source in &entry.sources {
-        println!("{:12} {source}", "source");
+        out!("{:12} {source}", "source");
     }
 }
 
 fn show_info(path: &Path, info: &ModelInfo) {
-    println!("{:12} {}", "file", path.display());
-    println!("{:12} {}", "family", info.architecture);
-    println!(
+    out!("{:12} {}", "file", path.display());
+    out!("{:12} {}", "family", info.architecture);
+    out!(
         "{:12} {}, {:.2} M weights, {}",
         "weights",
         info.dtype,
         info.parameters as f64 / 1e6,
         output::bytes(info.weight_bytes)
     );
-    println!("{:12} {} layers, {} tokens of vocabulary", "shape", info.layers, output::grouped(info.vocab_size as u64));
-    println!("{:12} {} a token", "KV cache", output::bytes(info.kv_bytes_per_token));
+    out!("{:12} {} layers, {} tokens of vocabulary", "shape", info.layers, output::grouped(info.vocab_size as u64));
+    out!("{:12} {} a token", "KV cache", output::bytes(info.kv_bytes_per_token));
 }
 
 fn verify(catalogue: &Catalogue, store: &Store, name: Option<String>, format: Format) -> Result<(), Failure> {
@@ -137,13 +141,13 @@ fn verify(catalogue: &Catalogue, store: &Store, name: Option<String>, format: Fo
     for name in &names {
         let manifest = store.verify(name, &Bar::new())?;
         if format != Format::Json {
-            println!("{name}: {} files as they were pulled", manifest.files.len());
+            out!("{name}: {} files as they were pulled", manifest.files.len());
         }
     }
     if format == Format::Json {
-        println!("{}", json!({ "verified": names }));
+        out!("{}", json!({ "verified": names }));
     } else if names.is_empty() {
-        println!("no models are here");
+        out!("no models are here");
     }
     Ok(())
 }

@@ -14,9 +14,9 @@ pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
         GroupBy::Model => (UsageBy::Model, "model"),
         GroupBy::Day => (UsageBy::Day { time_zone: jiff::tz::TimeZone::system() }, "day"),
     };
-    let rows = answer::ledger()?.usage(&UsageQuery { by, since: args.since, until: args.until })?;
+    let rows = answer::ledger_to_read()?.usage(&UsageQuery { by, since: args.since, until: args.until })?;
     if format == Format::Json {
-        println!("{}", Value::from_iter(rows.iter().map(|row| json_row(name, row))));
+        out!("{}", Value::from_iter(rows.iter().map(|row| json_row(name, row))));
         return Ok(Status::Done);
     }
     let header = [
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
         "p95", "p99 ms",
     ];
     let table = output::table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().map(text_row));
-    println!("{table}");
+    out!("{table}");
     Ok(Status::Done)
 }
 

@@ -9,7 +9,8 @@ use crate::failure::{Failure, Status};
 use crate::{home, output};
 
 pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Failure> {
-    let ledger = answer::ledger()?;
+    let looks = matches!(command, WalletCommand::List | WalletCommand::Show { .. } | WalletCommand::Statement { .. });
+    let ledger = if looks { answer::ledger_to_read()? } else { answer::ledger()? };
     let own_or = |user: Option<String>| user.map_or_else(home::account, Ok);
     match command {
         WalletCommand::List => list(&ledger.wallets()?, format),
@@ -43,7 +44,7 @@ fn grant_request(args: GrantArgs) -> GrantRequest {
 
 fn list(wallets: &[WalletView], format: Format) {
     if format == Format::Json {
-        println!("{}", Value::from_iter(wallets.iter().map(json_wallet)));
+        out!("{}", Value::from_iter(wallets.iter().map(json_wallet)));
         return;
     }
     let rows = wallets.iter().map(|wallet| {
@@ -54,18 +55,18 @@ fn list(wallets: &[WalletView], format: Format) {
             if wallet.frozen { "frozen" } else { "" }.to_owned(),
         ]
     });
-    println!("{}", output::table(&["wallet", "balance", "in flight", ""], &[1, 2], rows));
+    out!("{}", output::table(&["wallet", "balance", "in flight", ""], &[1, 2], rows));
 }
 
 fn show(wallet: &WalletView, format: Format) {
     if format == Format::Json {
-        println!("{}", json_wallet(wallet));
+        out!("{}", json_wallet(wallet));
         return;
     }
     let frozen = if wallet.frozen { ", frozen" } else { "" };
-    println!("{}: {} credits{frozen}", wallet.name, output::credits(wallet.balance));
+    out!("{}: {} credits{frozen}", wallet.name, output::credits(wallet.balance));
     if wallet.in_flight != Credits::ZERO {
-        println!("in flight: {}", output::credits(wallet.in_flight));
+        out!("in flight: {}", output::credits(wallet.in_flight));
     }
     if !wallet.grants.is_empty() {
         let rows = wallet.grants.iter().map(|grant| {
@@ -75,10 +76,10 @@ fn show(wallet: &WalletView, format: Format) {
                 output::credits(grant.amount),
                 grant.priority.to_string(),
                 grant.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string()),
-                grant.memo.clone().unwrap_or_default(),
+                grant.memo.as_deref().map(output::plain).unwrap_or_default(),
             ]
         });
-        println!("{}", output::table(&["grant", "left", "of", "priority", "expires", "memo"], &[1, 2, 3], rows));
+        out!("{}", output::table(&["grant", "left", "of", "priority", "expires", "memo"], &[1, 2, 3], rows));
     }
 }
 
@@ -100,10 +101,10 @@ fn state(state: GrantState) -> &'static str {
 
 fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
     if format == Format::Json {
-        println!("{}", json!({ "grant": json_grant(grant), "wallet": json_wallet(wallet) }));
+        out!("{}", json!({ "grant": json_grant(grant), "wallet": json_wallet(wallet) }));
         return;
     }
-    println!(
+    out!(
         "granted {} to {}, who has {} now",
         output::credits(grant.amount),
         wallet.name,
@@ -113,25 +114,21 @@ fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
 
 fn statement(statement: &Statement, format: Format) {
     if format == Format::Json {
-        println!("{}", json_statement(statement));
+        out!("{}", json_statement(statement));
         return;
     }
-    println!("{}: opening balance {}", statement.wallet, output::credits(statement.opening));
+    out!("{}: opening balance {}", statement.wallet, output::credits(statement.opening));
     let rows = statement.lines.iter().map(|line| {
         vec![
             line.date.to_string(),
             line.kind.as_str().to_owned(),
             output::credits(line.amount),
             output::credits(line.balance_after),
-            line.request_id.clone().or_else(|| line.memo.clone()).unwrap_or_default(),
+            line.request_id.clone().or_else(|| line.memo.as_deref().map(output::plain)).unwrap_or_default(),
         ]
     });
-    println!("{}", output::table(&["when", "what", "amount", "balance", "for"], &[2, 3], rows));
-    println!(
-        "in flight {}, closing balance {}",
-        output::credits(statement.in_flight),
-        output::credits(statement.closing)
-    );
+    out!("{}", output::table(&["when", "what", "amount", "balance", "for"], &[2, 3], rows));
+    out!("in flight {}, closing balance {}", output::credits(statement.in_flight), output::credits(statement.closing));
 }
 
 fn json_wallet(wallet: &WalletView) -> Value {

@@ -272,6 +272,9 @@ impl TryFrom<PriceKeys> for RawPrice {
     fn try_from(keys: PriceKeys) -> Result<Self, String> {
         let from = keys.from.map(|from| instant(&from.to_string())).transpose()?;
         let cached_prompt = keys.cached_prompt.unwrap_or_else(|| keys.prompt.clone());
+        if cached_prompt.millionths() > keys.prompt.millionths() {
+            return Err("a cached prompt token must not cost more than one that is computed".to_owned());
+        }
         Ok(Self(Price { from, prompt: keys.prompt, cached_prompt, output: keys.output }))
     }
 }
