@@ -86,6 +86,7 @@ impl Ledger {
             clock: Arc::clone(&clock),
             cache: Cache::default(),
             last_recovery: None,
+            broken: false,
         };
         writer.start(contradiction)?;
         recover::sweep(&place);
@@ -254,11 +255,8 @@ impl Ledger {
 
     fn queue(&self, job: Job) {
         match &self.0.writer {
-            Some(writer) => {
-                if let Err(mpsc::SendError(job)) = writer.jobs.send(job) {
-                    job(Err(LedgerError::Closed))(Ok(()));
-                }
-            }
+            // A job that cannot be sent is dropped, and answers that the writer is gone.
+            Some(writer) => drop(writer.jobs.send(job)),
             None => job(Err(LedgerError::ReadOnly { path: self.0.place.file.clone() }))(Ok(())),
         }
     }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::purse::{BURN_ORDER, Part, Purse};
 use crate::writer::Tx;
-use crate::{Admission, Credits, Debit, Price, Result};
+use crate::{Admission, Credits, Debit, LedgerError, Price, Result};
 
 /// A request that is not settled, as far as money is concerned.
 #[derive(Debug, Clone)]
@@ -102,15 +102,40 @@ impl OpenRequest {
         let Some(mut request) = found.optional()? else { return Ok(None) };
         // In the order in which they were held, which is the order in which they are debited.
         let sql = format!(
-            "SELECT f.allowance, f.held, f.debited FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
+            "SELECT f.allowance, f.held, f.debited, g.wallet FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
              WHERE f.request = ?1 {BURN_ORDER}"
         );
         let mut lots = conn.prepare_cached(&sql)?;
         let lots = lots.query_map([request.seq], |row| {
-            Ok(Lot { grant: row.get(0)?, held: row.get(1)?, debited: row.get(2)?, stored: true, dirty: false })
+            let lot = Lot { grant: row.get(0)?, held: row.get(1)?, debited: row.get(2)?, stored: true, dirty: false };
+            Ok((lot, row.get::<_, i64>(3)?))
         })?;
-        request.lots = lots.collect::<rusqlite::Result<_>>()?;
-        Ok(Some(request))
+        let mut is_own = true;
+        for lot in lots {
+            let (lot, wallet) = lot?;
+            is_own &= wallet == request.wallet;
+            request.lots.push(lot);
+        }
+        match is_own && request.is_sound() {
+            true => Ok(Some(request)),
+            false => Err(contradicts(id)),
+        }
+    }
+
+    /// Whether what it holds and has debited follows from its tokens, as all that is done with it takes for granted.
+    fn is_sound(&self) -> bool {
+        let sum = |part: fn(&Lot) -> i64| self.lots.iter().map(|lot| i128::from(part(lot))).sum::<i128>();
+        let (held, debited) = match self.running {
+            true => {
+                (Some(Credits::ZERO), self.price.of_request(self.prompt_tokens, self.cached_tokens, self.output_tokens))
+            }
+            false => (self.price.of_request(self.prompt_tokens, 0, 1), Some(Credits::ZERO)),
+        };
+        let is = |credits: Option<Credits>, sum| credits.is_some_and(|credits| i128::from(credits.micro()) == sum);
+        self.price.is_sound()
+            && self.lots.iter().all(|lot| lot.held >= 0 && lot.debited >= 0)
+            && is(held, sum(|lot| lot.held))
+            && is(debited, sum(|lot| lot.debited))
     }
 
     /// Writes the progress and what it cost.
@@ -150,11 +175,17 @@ impl OpenRequest {
     }
 
     /// Debits the prompt out of the hold, which covers it at its full price.
-    pub(crate) fn start(&mut self, cached_tokens: u64) {
-        let cost = self.price.of_prompt(self.prompt_tokens, cached_tokens).expect("no dearer than what is held");
+    ///
+    /// # Errors
+    /// [`LedgerError::Bad`] if it does not.
+    pub(crate) fn start(&mut self, cached_tokens: u64) -> Result<()> {
+        let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
+        let cost = self.price.of_prompt(self.prompt_tokens, cached_tokens).filter(|cost| cost.micro() <= held);
+        let cost = cost.ok_or_else(|| LedgerError::Bad { reason: "a request costs more than it holds".into() })?;
         self.running = true;
         self.cached_tokens = cached_tokens;
         self.draw_hold(cost.micro());
+        Ok(())
     }
 
     /// Debits as many of `asked` output tokens as can be paid whole: out of the hold, then in burn-down order.
@@ -163,7 +194,7 @@ impl OpenRequest {
         let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
         let granted = match price {
             0 => asked,
-            _ => u32::try_from((held + purse.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
+            _ => u32::try_from(held.saturating_add(purse.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
         };
         let cost = i64::from(granted) * price;
         let out_of_hold = cost.min(held);
@@ -230,4 +261,9 @@ impl OpenRequest {
         }
         Ok(())
     }
+}
+
+fn contradicts(id: &str) -> LedgerError {
+    let reason = format!("what the open request {id} holds and has debited does not follow from its tokens");
+    LedgerError::Bad { reason }
 }

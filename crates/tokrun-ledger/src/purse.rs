@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row};
 
-use crate::{GrantKind, Result};
+use crate::{GrantKind, LedgerError, Result};
 
 /// One grant, as far as spending it is concerned.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,7 +107,9 @@ impl Purse {
 
     /// What can be spent now.
     pub(crate) fn available(&self, now_us: i64) -> i64 {
-        self.grants.iter().filter(|grant| grant.is_live(now_us)).map(|grant| grant.remaining).sum()
+        let live = self.grants.iter().filter(|grant| grant.is_live(now_us));
+        // What was granted to one wallet can be counted, unless somebody forged it.
+        live.fold(0, |sum: i64, grant| sum.saturating_add(grant.remaining))
     }
 
     /// Applies what time did, oldest first. Whoever calls this before anything else sees the same events, whenever.
@@ -154,15 +156,22 @@ impl Purse {
     }
 
     /// Returns what was held. `Some` if the grant has expired in the meantime: the money is gone again.
-    pub(crate) fn give_back(&mut self, (seq, amount): Part, now_us: i64) -> Option<Event> {
-        let index = self.grants.iter().position(|grant| grant.seq == seq).expect("grants in flight are loaded");
+    ///
+    /// # Errors
+    /// [`LedgerError::Bad`] if this purse has no such grant, or more would be left of it than it was: nobody but a
+    /// forger writes that.
+    pub(crate) fn give_back(&mut self, (seq, amount): Part, now_us: i64) -> Result<Option<Event>> {
+        let bad = |reason: &str| LedgerError::Bad { reason: format!("a request in flight {reason}") };
+        let index = self.grants.iter().position(|grant| grant.seq == seq);
+        let index = index.ok_or_else(|| bad("holds a grant of another wallet"))?;
         let grant = &mut self.grants[index];
         if grant.is_expired(now_us) {
-            return Some(Event { grant: index, kind: EventKind::Expire, amount, at_us: now_us });
+            return Ok(Some(Event { grant: index, kind: EventKind::Expire, amount, at_us: now_us }));
         }
-        grant.remaining += amount;
+        let remaining = grant.remaining.checked_add(amount).filter(|&remaining| remaining <= grant.amount);
+        grant.remaining = remaining.ok_or_else(|| bad("holds more of a grant than was given"))?;
         grant.dirty = true;
-        None
+        Ok(None)
     }
 }
 
@@ -212,9 +221,18 @@ mod tests {
     #[test]
     fn what_comes_back_too_late_is_gone() {
         let mut purse = Purse { grants: vec![grant(1, 0, Some(20), 7)] };
-        assert_eq!(purse.give_back((1, 3), 19), None);
+        assert_eq!(purse.give_back((1, 3), 19).unwrap(), None);
         assert_eq!(purse.available(19), 10);
-        let event = purse.give_back((1, 3), 25).unwrap();
+        let event = purse.give_back((1, 3), 25).unwrap().unwrap();
         assert_eq!((event.kind, event.amount, event.at_us), (EventKind::Expire, 3, 25));
+    }
+
+    #[test]
+    fn what_a_forger_put_in_flight_is_refused() {
+        let mut purse = Purse { grants: vec![grant(1, 0, None, 7)] };
+        for part in [(2, 1), (1, 94), (1, i64::MAX)] {
+            assert!(matches!(purse.give_back(part, 19), Err(LedgerError::Bad { .. })), "{part:?}");
+        }
+        assert_eq!(purse.available(19), 7);
     }
 }

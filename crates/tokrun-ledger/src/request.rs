@@ -158,7 +158,7 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
     let mut purse = tx.take_purse(request.wallet)?;
     let granted = match debit.prompt {
         Some(prompt) => {
-            request.start(prompt.cached_tokens);
+            request.start(prompt.cached_tokens)?;
             let granted = request.draw_output(&mut purse, debit.output_tokens, tx.now_us);
             give_hold_back(tx, &debit.request_id, &mut request, &mut purse)?;
             granted
@@ -182,7 +182,7 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
 /// Returns what is still held; what belongs to a grant that has expired meanwhile expires with it.
 fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, purse: &mut Purse) -> Result<()> {
     for part in request.release_hold() {
-        if let Some(event) = purse.give_back(part, tx.now_us) {
+        if let Some(event) = purse.give_back(part, tx.now_us)? {
             tx.write_event(request.wallet, purse, &event, Some(id))?;
         }
     }

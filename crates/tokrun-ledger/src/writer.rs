@@ -5,6 +5,8 @@
 //! the commit has returned.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -41,10 +43,30 @@ pub(crate) fn job<T: Send + 'static>(
     work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     reply: impl FnOnce(Result<T>) + Send + 'static,
 ) -> Job {
+    let reply = Reply(Some(reply), PhantomData);
     Box::new(move |tx| {
         let outcome = tx.and_then(|tx| tx.savepoint(work));
-        Box::new(move |committed| reply(committed.and(outcome)))
+        Box::new(move |committed| reply.give(committed.and(outcome)))
     })
+}
+
+/// An answer that somebody waits for. Dropped without one, because the writer ended or panicked, it says so.
+struct Reply<T, F: FnOnce(Result<T>)>(Option<F>, PhantomData<fn(T)>);
+
+impl<T, F: FnOnce(Result<T>)> Reply<T, F> {
+    fn give(mut self, answer: Result<T>) {
+        if let Some(reply) = self.0.take() {
+            reply(answer);
+        }
+    }
+}
+
+impl<T, F: FnOnce(Result<T>)> Drop for Reply<T, F> {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply(Err(LedgerError::Closed));
+        }
+    }
 }
 
 /// The open transaction, and what the writer remembers between transactions.
@@ -95,11 +117,12 @@ impl Tx<'_> {
         let outcome = run(self.conn, "SAVEPOINT job").and_then(|()| work(self));
         let ended = match &outcome {
             Ok(_) => run(self.conn, "RELEASE job"),
-            Err(_) => {
+            Err(error) => {
                 self.cache.clear();
                 run(self.conn, "ROLLBACK TO job")
                     .and_then(|()| run(self.conn, "RELEASE job"))
                     .and_then(|()| self.refresh())
+                    .and_then(|()| self.mark(error))
             }
         };
         // A full disk or a broken one ends the whole transaction, not just this job.
@@ -109,6 +132,14 @@ impl Tx<'_> {
             return Err(error);
         }
         outcome
+    }
+
+    /// Marks the ledger if this is how a job found that it contradicts itself.
+    fn mark(&mut self, error: &LedgerError) -> Result<()> {
+        match error {
+            LedgerError::Bad { reason } if self.cache.meta.bad.is_none() => admin::set_bad(self, Some(reason.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses to go on with a ledger that is marked bad.
@@ -205,6 +236,8 @@ pub(crate) struct Writer {
     pub(crate) cache: Cache,
     /// `None`: not yet.
     pub(crate) last_recovery: Option<Instant>,
+    /// A job panicked: what the writer remembers may be half changed.
+    pub(crate) broken: bool,
 }
 
 impl Writer {
@@ -226,10 +259,13 @@ impl Writer {
         committed.and(marked)
     }
 
-    /// Works until every sender is gone.
+    /// Works until every sender is gone, or a job panics: then whatever is queued is answered
+    /// [`LedgerError::Closed`], by being dropped, and so is whatever comes later.
     pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
         let mut next_commit = Instant::now();
-        while let Ok(first) = jobs.recv() {
+        while !self.broken
+            && let Ok(first) = jobs.recv()
+        {
             let mut batch = vec![first];
             gather(jobs, &mut batch, next_commit);
             next_commit = Instant::now() + COMMIT_INTERVAL;
@@ -243,12 +279,13 @@ impl Writer {
         let mut finishes = Vec::with_capacity(batch.len());
         let outcome = self.transaction(|tx| finishes.extend(batch.into_iter().map(|job| job(Ok(tx)))));
         for finish in finishes {
-            finish(outcome.clone());
+            // One reply that panics must not keep the others from being given.
+            self.broken |= panic::catch_unwind(AssertUnwindSafe(|| finish(outcome.clone()))).is_err();
         }
     }
 
     /// Runs `work` between BEGIN and COMMIT, in this process's turn. If the transaction cannot even begin, `work` still
-    /// runs, and each of its savepoints fails with the reason.
+    /// runs, and each of its savepoints fails with the reason. If it panics, everything is rolled back.
     fn transaction(&mut self, work: impl FnOnce(&mut Tx<'_>)) -> Result<()> {
         let lock = Arc::clone(&self.lock);
         let turn = lock.hold();
@@ -261,13 +298,21 @@ impl Writer {
             failed: None,
         };
         tx.failed = begun.and_then(|()| tx.refresh()).err();
-        let dead = if self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL) {
-            self.last_recovery = Some(Instant::now());
-            recover::settle_dead(&mut tx, &self.place)
-        } else {
+        let is_time = self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL);
+        let ran = panic::catch_unwind(AssertUnwindSafe(|| {
+            let mut dead = Vec::new();
+            if is_time {
+                self.last_recovery = Some(Instant::now());
+                dead = recover::settle_dead(&mut tx, &self.place);
+            }
+            work(&mut tx);
+            dead
+        }));
+        let dead = ran.unwrap_or_else(|_| {
+            self.broken = true;
+            tx.failed = Some(LedgerError::Closed);
             Vec::new()
-        };
-        work(&mut tx);
+        });
         let outcome = match tx.failed.take() {
             Some(error) => Err(error),
             None => run(&self.conn, "COMMIT"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -134,6 +135,44 @@ fn what_ends_the_transaction_fails_everybody_in_it_and_nobody_after_it() {
     assert_eq!((balance(&ledger), ledger.health().unwrap().open_requests), (1000, 0));
     ledger.admit(admission("before")).unwrap();
     assert!(ledger.verify().unwrap().passed());
+}
+
+#[test]
+fn a_panic_is_rolled_back_and_leaves_nobody_waiting() {
+    let (home, ledger) = open();
+    ledger.admit(admission("open")).unwrap();
+    let (reply, answers) = mpsc::channel();
+    in_one_batch(&ledger, || {
+        for id in ["before", "the end", "after"] {
+            let reply = reply.clone();
+            let work = move |tx: &mut Tx<'_>| {
+                let admitted = request::admit(tx, &admission(id))?;
+                assert_ne!(id, "the end", "the panic of this test");
+                Ok(admitted)
+            };
+            ledger.queue(job(work, move |outcome| drop(reply.send(outcome))));
+        }
+    });
+    for _ in 0..3 {
+        let outcome = answers.recv_timeout(Duration::from_secs(20)).expect("everybody is answered");
+        assert!(matches!(outcome, Err(LedgerError::Closed)), "{outcome:?}");
+    }
+    assert!(matches!(ledger.admit(admission("later")), Err(LedgerError::Closed)), "it stopped");
+    drop(ledger);
+    let heir = Ledger::open(&home.path().join("ledger.db")).unwrap();
+    assert_eq!((balance(&heir), heir.health().unwrap().open_requests), (1000, 0), "what was open is settled");
+    assert!(heir.verify().unwrap().passed());
+}
+
+#[test]
+fn a_reply_that_panics_keeps_nobody_from_theirs() {
+    let (_home, ledger) = open();
+    let (reply, answers) = mpsc::channel();
+    in_one_batch(&ledger, || {
+        ledger.admit_then(admission("a"), |_| panic!("the panic of this test"));
+        ledger.admit_then(admission("b"), move |outcome| drop(reply.send(outcome)));
+    });
+    assert!(answers.recv_timeout(Duration::from_secs(20)).expect("it is answered").is_ok());
 }
 
 #[test]

@@ -300,3 +300,37 @@ fn a_ledger_on_a_disk_that_cannot_be_written_can_be_read() {
     debit(&ledger, next_debit("open", 3));
     assert_eq!(balance(&reader, "ada"), balance(&ledger, "ada"), "it follows the writer");
 }
+
+/// What a forger may do to a request in flight.
+const FORGED_IN_FLIGHT: [&str; 6] = [
+    "UPDATE in_flight SET allowance = 2",
+    "UPDATE in_flight SET held = 5000000, allowance = 2",
+    "UPDATE in_flight SET held = 5000000",
+    "UPDATE open_request SET prompt_tokens = 9223372036854775807",
+    "UPDATE open_request SET wallet = 5",
+    "UPDATE progress SET running = 0, output_tokens = 0; UPDATE in_flight SET held = debited, debited = 0, allowance = 2",
+];
+
+#[test]
+fn a_request_that_is_forged_while_it_runs_stops_the_ledger() {
+    for sql in FORGED_IN_FLIGHT {
+        for runs in [false, true] {
+            let home = Home::new();
+            let ledger = home.open();
+            fund(&ledger, "ada", 100);
+            fund(&ledger, "bob", 100);
+            ledger.admit(admission("open", "ada", 5)).unwrap();
+            if runs {
+                debit(&ledger, first_debit("open", 0, 2));
+            }
+            tamper(&home, sql);
+            let next = if runs { next_debit("open", 1) } else { first_debit("open", 0, 1) };
+            let outcome = debit_all(&ledger, vec![next]);
+            assert!(matches!(outcome, Err(LedgerError::Bad { .. })), "{sql}: {outcome:?}");
+            assert_refuses_to_spend(&ledger, sql);
+            assert!(ledger.health().unwrap().bad.is_some(), "{sql}");
+            let entries: i64 = home.sql().query_row("SELECT count(*) FROM entry", [], |row| row.get(0)).unwrap();
+            assert_eq!(entries, 2, "nothing is settled: {sql}");
+        }
+    }
+}
