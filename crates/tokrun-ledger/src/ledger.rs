@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use crate::place::{Place, WriteLock};
-use crate::recover::{self, RunLock};
+use crate::recover::{self, Recovery, RunLock};
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, Result, Settled, Settlement,
@@ -68,6 +68,20 @@ impl Ledger {
 
     /// As [`Ledger::open`], with another clock.
     pub fn open_with_clock(path: &Path, clock: Clock) -> Result<Ledger> {
+        Ledger::open_to(path, clock, Recovery::Settle)
+    }
+
+    /// As [`Ledger::open`], and leaves the requests of processes that died as they are: what is to be
+    /// [verified](Ledger::verify) should be seen before anything of it is settled. The next ordinary opening settles
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Ledger::open`].
+    pub fn open_unsettled(path: &Path) -> Result<Ledger> {
+        Ledger::open_to(path, Arc::new(|| Timestamp::now().as_microsecond()), Recovery::Leave)
+    }
+
+    fn open_to(path: &Path, clock: Clock, recovery: Recovery) -> Result<Ledger> {
         let place = Place::make(path)?;
         place.refuse_network()?;
         let lock = Arc::new(WriteLock::open(&place)?);
@@ -85,11 +99,14 @@ impl Ledger {
             run_lock,
             clock: Arc::clone(&clock),
             cache: Cache::default(),
+            recovery,
             last_recovery: None,
             broken: false,
         };
         writer.start(contradiction)?;
-        recover::sweep(&place);
+        if recovery == Recovery::Settle {
+            recover::sweep(&place);
+        }
         let (jobs, queue) = mpsc::sync_channel(QUEUE_JOBS);
         let thread = thread::Builder::new()
             .name("ledger-writer".into())

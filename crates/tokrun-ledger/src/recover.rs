@@ -12,8 +12,18 @@ use uuid::Uuid;
 
 use crate::place::{Place, create_dir_private, create_lock_file};
 use crate::request;
+use crate::verify;
 use crate::writer::Tx;
 use crate::{FinishReason, LedgerError, Result};
+
+/// What to do about requests of dead processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// Settle them, at once and from time to time.
+    Settle,
+    /// Leave them to others.
+    Leave,
+}
 
 /// The lock that says that this process lives.
 #[derive(Debug)]
@@ -53,13 +63,19 @@ pub(crate) struct Dead {
 }
 
 /// Settles the requests of every process that is dead. The locks are to be [buried](bury) once that is durable; until
-/// then, or if it fails, they keep others from trying.
+/// then, or if it fails, they keep others from trying. If anything that is in flight contradicts the rest, the ledger is
+/// marked bad and nothing is settled.
 pub(crate) fn settle_dead(tx: &mut Tx<'_>, place: &Place) -> Vec<Dead> {
     let directory = place.run_directory();
     let Ok(owners) = tx.savepoint(other_owners) else { return Vec::new() };
+    let found = owners.into_iter().filter_map(|owner| Some((take(lock_path(&directory, &owner))?, owner)));
+    let found: Vec<(Dead, String)> = found.collect();
+    // What contradicts itself must not get into the chain, where it could not be told from the truth any more.
+    if found.is_empty() || tx.savepoint(|tx| verify::require_sound_in_flight(tx.conn)).is_err() {
+        return Vec::new();
+    }
     let mut dead = Vec::new();
-    for owner in owners {
-        let Some(corpse) = take(lock_path(&directory, &owner)) else { continue };
+    for (corpse, owner) in found {
         if tx.savepoint(|tx| settle_all(tx, &owner)).is_ok() {
             dead.push(corpse);
         }

@@ -10,7 +10,7 @@ use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, store};
 const PROBLEMS_MAX: usize = 100;
 
 /// What a full check found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct VerifyReport {
     /// Entries in the chain.
     pub entries: u64,
@@ -61,15 +61,7 @@ impl VerifyReport {
 
 /// Checks one consistent state.
 pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
-    let mut report = VerifyReport {
-        entries: 0,
-        wallets: 0,
-        requests: 0,
-        open_requests: 0,
-        head: String::new(),
-        problems: Vec::new(),
-        mark_before: None,
-    };
+    let mut report = VerifyReport::default();
     for check in [check_chain, check_postings, check_grants, check_log, check_open_requests, check_file, check_schema] {
         match check(conn, &mut report) {
             Ok(()) => {}
@@ -87,6 +79,18 @@ pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
     report.open_requests = count("SELECT count(*) FROM open_request");
     report.mark_before = conn.query_row("SELECT bad FROM meta WHERE id = 1", [], |row| row.get(0)).unwrap_or(None);
     Ok(report)
+}
+
+/// The part of the check that costs little and concerns requests in flight: what they hold and have debited, and the
+/// grants that they have it from.
+///
+/// # Errors
+/// [`LedgerError::Bad`], with the first contradiction.
+pub(crate) fn require_sound_in_flight(conn: &Connection) -> Result<()> {
+    let mut report = VerifyReport::default();
+    check_open_requests(conn, &mut report)?;
+    check_grants_where(conn, &mut report, "g.seq IN (SELECT allowance FROM in_flight)")?;
+    report.mark().map_or(Ok(()), |reason| Err(LedgerError::Bad { reason }))
 }
 
 /// Every entry follows from the one before, sums to zero, and the head names the last.
@@ -160,13 +164,20 @@ fn check_postings(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
 
 /// Per grant, and so per wallet: entries - in flight = what remains.
 fn check_grants(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    let sql = "WITH posted AS (SELECT allowance, sum(amount) AS net, sum(max(amount, 0)) AS given FROM posting \
-         WHERE allowance IS NOT NULL GROUP BY allowance), \
+    check_grants_where(conn, report, "TRUE")
+}
+
+fn check_grants_where(conn: &Connection, report: &mut VerifyReport, condition: &str) -> Result<()> {
+    let sql = format!(
+        "WITH checked AS (SELECT * FROM allowance g WHERE {condition}), \
+         posted AS (SELECT allowance, sum(amount) AS net, sum(max(amount, 0)) AS given FROM posting \
+         WHERE account IN (SELECT wallet FROM checked) AND allowance IS NOT NULL GROUP BY allowance), \
          flying AS (SELECT allowance, sum(held + debited) AS amount FROM in_flight GROUP BY allowance) \
          SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0), coalesce(f.amount, 0) \
-         FROM allowance g LEFT JOIN posted p ON p.allowance = g.seq LEFT JOIN flying f ON f.allowance = g.seq \
-         ORDER BY g.seq";
-    each(conn, sql, |row| {
+         FROM checked g LEFT JOIN posted p ON p.allowance = g.seq LEFT JOIN flying f ON f.allowance = g.seq \
+         ORDER BY g.seq"
+    );
+    each(conn, &sql, |row| {
         let (id, amount, active): (String, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let (remaining, net, given, flying): (i64, i64, i64, i64) =
             (row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?);

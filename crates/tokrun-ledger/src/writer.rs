@@ -17,7 +17,7 @@ use crate::chain::{self, Draft};
 use crate::open_request::OpenRequest;
 use crate::place::{Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
-use crate::recover::{self, RunLock};
+use crate::recover::{self, Recovery, RunLock};
 use crate::{Clock, GrantKind, LedgerError, Result, admin};
 
 /// At most one commit in this time: an fsync costs about as much, and a reader sees no difference below it.
@@ -234,6 +234,7 @@ pub(crate) struct Writer {
     pub(crate) run_lock: RunLock,
     pub(crate) clock: Clock,
     pub(crate) cache: Cache,
+    pub(crate) recovery: Recovery,
     /// `None`: not yet.
     pub(crate) last_recovery: Option<Instant>,
     /// A job panicked: what the writer remembers may be half changed.
@@ -298,7 +299,8 @@ impl Writer {
             failed: None,
         };
         tx.failed = begun.and_then(|()| tx.refresh()).err();
-        let is_time = self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL);
+        let is_time = self.recovery == Recovery::Settle
+            && self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL);
         let ran = panic::catch_unwind(AssertUnwindSafe(|| {
             let mut dead = Vec::new();
             if is_time {

@@ -53,6 +53,21 @@ impl Home {
         std::fs::remove_dir_all(self.directory.path().join("run")).expect("somebody had it open");
     }
 
+    /// Requests that are not settled.
+    pub(crate) fn open_requests(&self) -> i64 {
+        self.count("open_request")
+    }
+
+    /// Entries in the chain.
+    pub(crate) fn entries(&self) -> i64 {
+        self.count("entry")
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        let count = format!("SELECT count(*) FROM {table}");
+        self.sql().query_row(&count, [], |row| row.get(0)).expect("the table is there")
+    }
+
     pub(crate) fn sql(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.path()).expect("SQLite opens the file")
     }

@@ -329,8 +329,54 @@ fn a_request_that_is_forged_while_it_runs_stops_the_ledger() {
             assert!(matches!(outcome, Err(LedgerError::Bad { .. })), "{sql}: {outcome:?}");
             assert_refuses_to_spend(&ledger, sql);
             assert!(ledger.health().unwrap().bad.is_some(), "{sql}");
-            let entries: i64 = home.sql().query_row("SELECT count(*) FROM entry", [], |row| row.get(0)).unwrap();
-            assert_eq!(entries, 2, "nothing is settled: {sql}");
+            assert_eq!(home.entries(), 2, "nothing is settled: {sql}");
         }
     }
+}
+
+#[test]
+fn a_dead_request_that_was_forged_is_named_and_never_settled() {
+    let forged_elsewhere = "UPDATE in_flight SET allowance = 3";
+    for sql in FORGED_IN_FLIGHT.into_iter().chain([forged_elsewhere]) {
+        for runs in [false, true] {
+            let home = Home::new();
+            let ledger = home.open();
+            fund(&ledger, "ada", 100);
+            fund(&ledger, "bob", 100);
+            ledger.grant(GrantRequest { priority: 1, ..GrantRequest::new("ada", credits(50)) }).unwrap();
+            ledger.admit(admission("open", "ada", 5)).unwrap();
+            if runs {
+                debit(&ledger, first_debit("open", 0, 2));
+            }
+            tamper(&home, sql);
+            home.bury_everybody();
+            let unsettled = || (home.open_requests(), home.entries()) == (1, 3);
+
+            let checker = Ledger::open_unsettled(&home.path()).unwrap();
+            let report = checker.verify().unwrap();
+            assert!(!report.passed() && unsettled(), "{sql}");
+            assert!(report.problems.iter().all(|problem| problem.entry.is_none()), "{sql}: {:?}", report.problems);
+            drop(checker);
+            // Without the mark as well: an ordinary opening finds it by itself.
+            tamper(&home, "UPDATE meta SET bad = NULL");
+            let heir = home.open();
+            assert!(heir.health().unwrap().bad.is_some() && unsettled(), "{sql}");
+            assert_refuses_to_spend(&heir, sql);
+            assert!(!heir.verify().unwrap().passed() && unsettled(), "{sql}");
+        }
+    }
+}
+
+#[test]
+fn who_only_verifies_settles_nothing() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    home.bury_everybody();
+    let checker = Ledger::open_unsettled(&home.path()).unwrap();
+    assert!(checker.verify().unwrap().passed());
+    drop(checker);
+    assert_eq!(home.open_requests(), 1);
+    drop(home.open());
+    assert_eq!(home.open_requests(), 0);
+    verify(&ledger);
 }
