@@ -118,6 +118,15 @@ pub enum LedgerError {
         /// What SQLite said.
         reason: String,
     },
+    /// The file has several names. SQLite's log and the locks lie beside each of them, so that whoever uses another name
+    /// would not see what is spent under this one.
+    #[error(
+        "{path} is one of several hard links to the same ledger, which cannot be kept apart; use one path, and remove the other links"
+    )]
+    HardLinked {
+        /// The name that was used.
+        path: PathBuf,
+    },
     /// SQLite's locks cannot be trusted there.
     #[error(
         "{path} is on a network filesystem ({kind}), where file locks cannot be trusted; set TOKRUN_HOME to a local disk"

@@ -59,7 +59,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::NewerSchema`], [`NotALedger`](LedgerError::NotALedger), [`Corrupt`](LedgerError::Corrupt),
-    /// [`NetworkFilesystem`](LedgerError::NetworkFilesystem), [`ReadOnly`](LedgerError::ReadOnly),
+    /// [`HardLinked`](LedgerError::HardLinked), [`NetworkFilesystem`](LedgerError::NetworkFilesystem), [`ReadOnly`](LedgerError::ReadOnly),
     /// [`DiskFull`](LedgerError::DiskFull): the file is left as it was. A ledger that contradicts itself does open, and
     /// refuses to spend with [`LedgerError::Bad`].
     pub fn open(path: &Path) -> Result<Ledger> {

@@ -20,6 +20,7 @@ impl Place {
         let file = match fs::canonicalize(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse_dangling(path)?;
                 let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
                 fs::canonicalize(parent(path)).map_err(failed)?.join(name)
             }
@@ -53,6 +54,19 @@ impl Place {
     /// The locks of running processes.
     pub(crate) fn run_directory(&self) -> PathBuf {
         self.directory().join("run")
+    }
+
+    /// Refuses a file that has other names, beside which its log and its locks would lie a second time.
+    pub(crate) fn refuse_hard_links(&self) -> Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let links = fs::metadata(&self.file).map(|file| file.nlink());
+            if links.map_err(|source| LedgerError::io("examine", &self.file, source))? > 1 {
+                return Err(LedgerError::HardLinked { path: self.file.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Refuses filesystems on which locks or shared memory do not reach every machine.
@@ -161,6 +175,17 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
         .and_then(|directory| directory.sync_all())
         .map_err(|source| LedgerError::io("sync", directory, source))?;
     Ok(())
+}
+
+/// A link that leads nowhere is a ledger that is missing, on a disk that is not mounted say: not a place for a new one.
+fn refuse_dangling(path: &Path) -> Result<()> {
+    match fs::read_link(path) {
+        Ok(target) => {
+            let reason = format!("it is a link to {}, which does not exist (a disk not mounted?)", target.display());
+            Err(LedgerError::NotALedger { path: path.to_owned(), reason })
+        }
+        Err(_) => Ok(()),
+    }
 }
 
 /// `.` for a bare file name.

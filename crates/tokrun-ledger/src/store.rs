@@ -33,6 +33,7 @@ pub(crate) fn open(place: &Place, now_us: i64) -> Result<Connection> {
     if !place.file.exists() {
         create(place, now_us)?;
     }
+    place.refuse_hard_links()?;
     let conn = Connection::open_with_flags(&place.file, OpenFlags::SQLITE_OPEN_READ_WRITE)
         .map_err(|error| LedgerError::at_open(&place.file, error))?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
@@ -47,6 +48,7 @@ pub(crate) fn open(place: &Place, now_us: i64) -> Result<Connection> {
 
 /// Opens the file for reading alone.
 pub(crate) fn open_reader(place: &Place) -> Result<Connection> {
+    place.refuse_hard_links()?;
     match connect_reader(place, false) {
         // In a directory that cannot be written there can be no shared memory. If no log is left either, then the file
         // is complete, and nobody can be changing it.

@@ -380,3 +380,43 @@ fn who_only_verifies_settles_nothing() {
     assert_eq!(home.open_requests(), 0);
     verify(&ledger);
 }
+
+#[test]
+fn a_ledger_with_two_names_is_refused_under_both() {
+    let home = Home::new();
+    drop(with_history(&home));
+    let elsewhere = home.directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let other = elsewhere.join("ledger.db");
+    fs::hard_link(home.path(), &other).unwrap();
+    let before = snapshot(home.directory.path());
+    for path in [home.path(), other.clone()] {
+        for outcome in [Ledger::open(&path), Ledger::open_unsettled(&path), Ledger::open_read_only(&path)] {
+            match outcome {
+                Err(error @ LedgerError::HardLinked { .. }) => assert!(error.to_string().contains("use one path")),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(snapshot(home.directory.path()) == before);
+    fs::remove_file(&other).unwrap();
+    verify(&home.open());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_no_place_for_a_new_ledger() {
+    let home = Home::new();
+    let target = home.directory.path().join("unmounted").join("ledger.db");
+    std::os::unix::fs::symlink(&target, home.path()).unwrap();
+    for outcome in [Ledger::open(&home.path()), Ledger::open_read_only(&home.path())] {
+        match outcome {
+            Err(error @ LedgerError::NotALedger { .. }) => assert!(error.to_string().contains("unmounted"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(fs::symlink_metadata(home.path()).unwrap().is_symlink(), "the link is still there");
+    fs::create_dir(target.parent().unwrap()).unwrap();
+    drop(Ledger::open(&target).unwrap());
+    assert!(Ledger::open(&home.path()).is_ok_and(|ledger| ledger.path() == fs::canonicalize(&target).unwrap()));
+}
