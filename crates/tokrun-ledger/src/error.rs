@@ -118,6 +118,14 @@ pub enum LedgerError {
         /// What SQLite said.
         reason: String,
     },
+    /// Wallets and grants are the business of whoever owns the file (and of the superuser).
+    #[error(
+        "{path} belongs to another user, who alone may change its wallets and grants; ask them, or run this as them"
+    )]
+    NotOwner {
+        /// The ledger.
+        path: PathBuf,
+    },
     /// The file has several names. SQLite's log and the locks lie beside each of them, so that whoever uses another name
     /// would not see what is spent under this one.
     #[error(

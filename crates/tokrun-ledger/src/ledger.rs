@@ -180,34 +180,35 @@ impl Ledger {
     }
 }
 
-/// Wallets.
+/// Wallets. Only the owner of the file, and the superuser, may change them: everybody else is answered
+/// [`LedgerError::NotOwner`].
 impl Ledger {
     /// Creates an empty wallet. With an idempotency key, repeating it gives the wallet of the first time.
     pub fn create_wallet(&self, name: &str, idempotency_key: Option<String>) -> Result<WalletView> {
         let name = name.to_owned();
-        self.write(move |tx| admin::create_wallet(tx, &name, idempotency_key.as_deref()))
+        self.administer(move |tx| admin::create_wallet(tx, &name, idempotency_key.as_deref()))
     }
 
     /// Gives an allowance. With an idempotency key, repeating it grants nothing more.
     pub fn grant(&self, request: GrantRequest) -> Result<GrantView> {
-        self.write(move |tx| admin::grant(tx, &request))
+        self.administer(move |tx| admin::grant(tx, &request))
     }
 
     /// Refuses the wallet's new requests from now on; what runs may end.
     pub fn freeze(&self, name: &str) -> Result<WalletView> {
         let name = name.to_owned();
-        self.write(move |tx| admin::set_frozen(tx, &name, true))
+        self.administer(move |tx| admin::set_frozen(tx, &name, true))
     }
 
     /// Lets a frozen wallet spend again.
     pub fn thaw(&self, name: &str) -> Result<WalletView> {
         let name = name.to_owned();
-        self.write(move |tx| admin::set_frozen(tx, &name, false))
+        self.administer(move |tx| admin::set_frozen(tx, &name, false))
     }
 
     /// Marks the ledger as a service's, in which no starter grant creates a wallet.
     pub fn set_service(&self, service: bool) -> Result<()> {
-        self.write(move |tx| admin::set_service(tx, service))
+        self.administer(move |tx| admin::set_service(tx, service))
     }
 
     /// Every wallet, by name.
@@ -262,6 +263,14 @@ impl Ledger {
 }
 
 impl Ledger {
+    /// As [`Ledger::write`], for the owner of the file alone.
+    fn administer<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
+        if self.0.writer.is_some() {
+            self.0.place.require_owner()?;
+        }
+        self.write(work)
+    }
+
     /// Does `work` on the writer thread and waits until it is durable.
     fn write<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
         let (reply, answer): (_, Receiver<Result<T>>) = mpsc::sync_channel(1);

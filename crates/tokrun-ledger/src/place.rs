@@ -56,6 +56,20 @@ impl Place {
         self.directory().join("run")
     }
 
+    /// Refuses whoever does not own the file and is not the superuser, who may do anything anyway.
+    pub(crate) fn require_owner(&self) -> Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let owner = fs::metadata(&self.file).map(|file| file.uid());
+            let owner = owner.map_err(|source| LedgerError::io("examine", &self.file, source))?;
+            if !may_administer(rustix::process::geteuid().as_raw(), owner) {
+                return Err(LedgerError::NotOwner { path: self.file.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a file that has other names, beside which its log and its locks would lie a second time.
     pub(crate) fn refuse_hard_links(&self) -> Result<()> {
         #[cfg(unix)]
@@ -177,6 +191,11 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+#[cfg(unix)]
+fn may_administer(user: u32, owner: u32) -> bool {
+    user == owner || user == 0
+}
+
 /// A link that leads nowhere is a ledger that is missing, on a disk that is not mounted say: not a place for a new one.
 fn refuse_dangling(path: &Path) -> Result<()> {
     match fs::read_link(path) {
@@ -226,4 +245,15 @@ fn network_filesystem(statfs: &rustix::fs::StatFs) -> Option<&'static str> {
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 fn network_filesystem(_: &rustix::fs::StatFs) -> Option<&'static str> {
     None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_and_the_superuser_administer() {
+        assert!(may_administer(1000, 1000) && may_administer(0, 1000) && may_administer(0, 0));
+        assert!(!may_administer(1001, 1000) && !may_administer(1000, 0));
+    }
 }

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokrun_ledger::{
-    Admission, Credits, FinishReason, Ledger, LedgerError, MICRO, Settlement, StarterGrant, UsageBy, UsageQuery,
+    Admission, Credits, FinishReason, GrantRequest, Ledger, LedgerError, MICRO, Settlement, StarterGrant, UsageBy,
+    UsageQuery,
 };
 use uuid::Uuid;
 
@@ -36,6 +37,7 @@ fn worker() {
         "recover" => drop(open(path)),
         "come and go" => (0..10).for_each(|_| first_request(path)),
         "until the disk is full" => spend_until_it_fails(&open(path)),
+        "not the owner" => administer_for_another(&open(path)),
         task => panic!("{task}?"),
     }
 }
@@ -189,6 +191,26 @@ fn on_a_full_disk_a_failed_commit_charges_nothing() {
     assert_eq!(balance(&ledger, "ada"), credits(1_000_000 - acknowledged), "what was not acknowledged was not charged");
 }
 
+#[cfg(unix)]
+#[test]
+#[ignore = "needs the superuser, to become somebody else: run with `--ignored owner`"]
+fn only_the_owner_changes_wallets_and_grants() {
+    use std::fs::{Permissions, read_dir, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let ledger = open(&home.path());
+    fund(&ledger, "ada", 1000);
+    set_permissions(home.directory.path(), Permissions::from_mode(0o777)).unwrap();
+    for file in read_dir(home.directory.path()).unwrap() {
+        set_permissions(file.unwrap().path(), Permissions::from_mode(0o777)).unwrap();
+    }
+    let nobody = ["setpriv", "--reuid", "65534", "--clear-groups"];
+    let report = Worker::start_through(&nobody, &home.path(), "not the owner").finish();
+    assert!(report.iter().any(|line| line == "refused"), "{report:?}");
+    assert!(!ledger.wallet("ada").unwrap().frozen && !ledger.health().unwrap().service);
+    verify(&ledger);
+}
+
 /// The longest that anybody, in no queue at all, waits for this disk.
 fn worst_fsync_while(busy: &AtomicBool, directory: &Path) -> Duration {
     let mut file = tempfile::tempfile_in(directory).unwrap();
@@ -227,6 +249,21 @@ fn spend(ledger: &Ledger, requests: Option<usize>) {
         let settled = timed(|| ledger.settle(Settlement::new(&id, reason))).unwrap();
         assert_eq!(settled.debited, credits(i64::from(tokens)));
     }
+}
+
+/// Somebody who may write the file, and does not own it.
+fn administer_for_another(ledger: &Ledger) {
+    let refused = |error: &LedgerError| matches!(error, LedgerError::NotOwner { .. });
+    assert!(ledger.create_wallet("bob", None).is_err_and(|error| refused(&error)));
+    assert!(ledger.grant(GrantRequest::new("ada", credits(1))).is_err_and(|error| refused(&error)));
+    assert!(ledger.freeze("ada").is_err_and(|error| refused(&error)));
+    assert!(ledger.thaw("ada").is_err_and(|error| refused(&error)));
+    assert!(ledger.set_service(true).is_err_and(|error| refused(&error)));
+    let starter = Some(StarterGrant { amount: credits(10) });
+    assert!(ledger.admit(Admission { starter, ..admission("r", "eve", 2) }).unwrap().wallet_created);
+    settle(ledger, "r", FinishReason::Stop).unwrap();
+    assert_eq!(ledger.wallet("ada").unwrap().balance, credits(1000));
+    say("refused");
 }
 
 fn leave_open(ledger: &Ledger) {
