@@ -177,8 +177,10 @@ pub enum LedgerError {
         /// The file.
         path: PathBuf,
     },
-    /// A program that knows nothing of our lock keeps the file busy.
-    #[error("another program keeps the ledger file locked; close it and try again")]
+    /// For ten seconds it was somebody else's turn to write.
+    #[error(
+        "another process has held the ledger's lock for 10 s: it is stopped, perhaps, or a database tool; let it go on (`kill -CONT`) or end it, and try again"
+    )]
     Busy,
     /// SQLite failed otherwise; nothing was charged.
     #[error("the ledger file could not be used: {0}")]

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use crate::place::{Place, WriteLock};
+use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::recover::{self, Recovery, RunLock};
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
@@ -299,7 +299,7 @@ impl Ledger {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Before the writer's connection, so that the writer is the last to leave and folds the log into the file.
-        let turn = self.lock.as_ref().and_then(|lock| lock.hold().ok());
+        let turn = self.lock.as_ref().and_then(|lock| lock.hold_within(LEAVE_PATIENCE).ok());
         self.reader.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         drop(turn);
         if let Some(WriterHandle { jobs, thread }) = self.writer.take() {

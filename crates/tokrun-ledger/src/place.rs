@@ -1,8 +1,11 @@
 //! Where a ledger lives: its directory, the files beside it, and the lock that its writers queue on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::{LedgerError, Result};
 
@@ -103,42 +106,85 @@ impl Place {
 /// waits for seconds.
 #[derive(Debug)]
 pub(crate) struct WriteLock {
-    file: File,
     path: PathBuf,
 }
+
+/// How long a writer queues before it says that somebody holds everybody up: a process that was stopped, say.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it queues for leaving in order, which is only a courtesy: what it left open others settle.
+pub(crate) const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 impl WriteLock {
     /// Opens, and if need be creates, the lock file beside the ledger.
     pub(crate) fn open(place: &Place) -> Result<WriteLock> {
-        let path = place.beside(".lock");
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create_lock_file(&path),
-            outcome => outcome,
-        };
-        let file = file.map_err(|source| LedgerError::io("open", &path, source))?;
-        Ok(WriteLock { file, path })
+        let lock = WriteLock { path: place.beside(".lock") };
+        lock.file()?;
+        Ok(lock)
     }
 
     /// Waits for the turn of this process.
-    pub(crate) fn hold(&self) -> Result<WriteTurn<'_>> {
-        loop {
-            match self.file.lock() {
-                Ok(()) => return Ok(WriteTurn(&self.file)),
-                // A signal arrived that the program handles.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(LedgerError::io("lock", &self.path, error)),
-            }
+    ///
+    /// # Errors
+    /// [`LedgerError::Busy`] if it does not come within ten seconds.
+    pub(crate) fn hold(&self) -> Result<WriteTurn> {
+        self.hold_within(PATIENCE)
+    }
+
+    /// As [`WriteLock::hold`], with another patience.
+    pub(crate) fn hold_within(&self, patience: Duration) -> Result<WriteTurn> {
+        // Opened anew each time: what two threads lock through one descriptor, they hold both.
+        let file = self.file()?;
+        match file.try_lock() {
+            Ok(()) => return Ok(WriteTurn(file)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(self.failed(error)),
         }
+        // Only the kernel's own queue is fair, and it knows no time limit. So another thread stands in it; if the turn
+        // comes when nobody waits for it any more, it is dropped with the channel and passed on.
+        let (give, turn) = mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name("ledger-turn".into())
+            .spawn(move || drop(give.send(lock(file))))
+            .map_err(|error| self.failed(error))?;
+        match turn.recv_timeout(patience) {
+            Ok(turn) => turn.map_err(|error| self.failed(error)),
+            Err(_) => Err(LedgerError::Busy),
+        }
+    }
+
+    fn file(&self) -> Result<File> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_lock_file(&self.path),
+            outcome => outcome,
+        };
+        file.map_err(|source| LedgerError::io("open", &self.path, source))
+    }
+
+    fn failed(&self, error: io::Error) -> LedgerError {
+        LedgerError::io("lock", &self.path, error)
     }
 }
 
-/// Held by the one process that writes.
-pub(crate) struct WriteTurn<'a>(&'a File);
+/// Held by the one that writes.
+#[derive(Debug)]
+pub(crate) struct WriteTurn(File);
 
-impl Drop for WriteTurn<'_> {
+impl Drop for WriteTurn {
     fn drop(&mut self) {
-        // It can fail only if the descriptor is not ours, and closing it at exit unlocks as well.
+        // Closing it unlocks as well, unless a process that is just being started has inherited it for a moment.
         self.0.unlock().ok();
+    }
+}
+
+fn lock(file: File) -> io::Result<WriteTurn> {
+    loop {
+        match file.lock() {
+            Ok(()) => return Ok(WriteTurn(file)),
+            // A signal arrived that the program handles.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -255,5 +301,39 @@ mod tests {
     fn the_owner_and_the_superuser_administer() {
         assert!(may_administer(1000, 1000) && may_administer(0, 1000) && may_administer(0, 0));
         assert!(!may_administer(1001, 1000) && !may_administer(1000, 0));
+    }
+    #[test]
+    fn nobody_waits_for_ever_and_a_turn_that_comes_too_late_is_passed_on() {
+        let home = tempfile::tempdir().unwrap();
+        let place = Place::at(&home.path().join("ledger.db")).unwrap();
+        let lock = WriteLock::open(&place).unwrap();
+        let turn = lock.hold().unwrap();
+        // Of the same process and through the same handle, it is still somebody else's turn.
+        let impatient = lock.hold_within(Duration::from_millis(20));
+        assert!(matches!(impatient, Err(LedgerError::Busy)), "{impatient:?}");
+        drop(turn);
+        for _ in 0..100 {
+            drop(lock.hold_within(Duration::from_secs(5)).unwrap());
+        }
+    }
+
+    #[test]
+    fn turns_are_taken_one_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let place = Place::at(&home.path().join("ledger.db")).unwrap();
+        let lock = WriteLock::open(&place).unwrap();
+        let inside = std::sync::atomic::AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _turn = lock.hold().unwrap();
+                        assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        thread::yield_now();
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                });
+            }
+        });
     }
 }

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
 use crate::open_request::OpenRequest;
-use crate::place::{Place, WriteLock};
+use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
 use crate::recover::{self, Recovery, RunLock};
 use crate::{Clock, GrantKind, LedgerError, Result, admin};
@@ -336,7 +336,7 @@ impl Writer {
         let _settled = self.transaction(|tx| {
             recover::settle_own(tx).ok();
         });
-        let turn = self.lock.hold();
+        let turn = self.lock.hold_within(LEAVE_PATIENCE);
         self.conn.close().ok();
         drop(turn);
         self.run_lock.release();

@@ -38,6 +38,7 @@ fn worker() {
         "come and go" => (0..10).for_each(|_| first_request(path)),
         "until the disk is full" => spend_until_it_fails(&open(path)),
         "not the owner" => administer_for_another(&open(path)),
+        "hold the lock" => hold_the_lock(path),
         task => panic!("{task}?"),
     }
 }
@@ -191,6 +192,31 @@ fn on_a_full_disk_a_failed_commit_charges_nothing() {
     assert_eq!(balance(&ledger, "ada"), credits(1_000_000 - acknowledged), "what was not acknowledged was not charged");
 }
 
+#[test]
+fn whoever_holds_the_lock_for_ever_is_not_waited_for() {
+    let home = Home::new();
+    let ledger = open(&home.path());
+    fund(&ledger, "ada", 1000);
+    let mut holder = Worker::start(&home.path(), "hold the lock");
+    holder.wait_for("holding");
+    let busy = |outcome: Result<(), LedgerError>| match outcome {
+        Err(error @ LedgerError::Busy) => assert!(error.to_string().contains("kill -CONT"), "{error}"),
+        other => panic!("{other:?}"),
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| busy(Ledger::open(&home.path()).map(drop)));
+        scope.spawn(|| busy(Ledger::open_read_only(&home.path()).map(drop)));
+        scope.spawn(|| busy(ledger.freeze("ada").map(drop)));
+        assert_eq!(balance(&ledger, "ada"), credits(1000), "reading needs no lock");
+    });
+    holder.child.kill().unwrap();
+    holder.finish();
+    assert!(!ledger.wallet("ada").unwrap().frozen);
+    ledger.freeze("ada").unwrap();
+    drop(open(&home.path()));
+    verify(&ledger);
+}
+
 #[cfg(unix)]
 #[test]
 #[ignore = "needs the superuser, to become somebody else: run with `--ignored owner`"]
@@ -249,6 +275,14 @@ fn spend(ledger: &Ledger, requests: Option<usize>) {
         let settled = timed(|| ledger.settle(Settlement::new(&id, reason))).unwrap();
         assert_eq!(settled.debited, credits(i64::from(tokens)));
     }
+}
+
+/// As a process that was stopped in the middle of a commit does.
+fn hold_the_lock(path: &Path) {
+    let lock = std::fs::File::open(path.with_extension("db.lock")).unwrap();
+    lock.lock().unwrap();
+    say("holding");
+    thread::sleep(Duration::from_secs(600));
 }
 
 /// Somebody who may write the file, and does not own it.
