@@ -104,6 +104,14 @@ pub enum LedgerError {
         /// The newest version known here.
         known: i64,
     },
+    /// The file, or its log, was replaced, moved or removed while this process had it open.
+    #[error(
+        "{path} or its log was replaced, moved or removed while it was in use, and nothing more is charged; put it back, or restart this program"
+    )]
+    Replaced {
+        /// The ledger.
+        path: PathBuf,
+    },
     /// The file is something else.
     #[error("{path} is not a tokrun ledger: {reason}; move it away, or restore a backup")]
     NotALedger {

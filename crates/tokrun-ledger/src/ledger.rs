@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::recover::{self, Recovery, RunLock};
+use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, Result, Settled, Settlement,
@@ -88,6 +89,7 @@ impl Ledger {
         let turn = lock.hold()?;
         let conn = store::open(&place, clock())?;
         let contradiction = store::quick_check(&conn)?;
+        let watch = Watch::start(&place);
         let run_lock = RunLock::claim(&place)?;
         let reader = store::open_reader(&place)?;
         drop(turn);
@@ -102,6 +104,7 @@ impl Ledger {
             recovery,
             last_recovery: None,
             broken: false,
+            watch,
         };
         writer.start(contradiction)?;
         if recovery == Recovery::Settle {

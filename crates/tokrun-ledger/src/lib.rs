@@ -88,6 +88,7 @@ mod store;
 mod types;
 mod usage;
 mod verify;
+mod watch;
 mod writer;
 
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};

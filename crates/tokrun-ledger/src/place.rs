@@ -65,7 +65,10 @@ impl Place {
         {
             use std::os::unix::fs::MetadataExt;
             let owner = fs::metadata(&self.file).map(|file| file.uid());
-            let owner = owner.map_err(|source| LedgerError::io("examine", &self.file, source))?;
+            let owner = owner.map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => LedgerError::Replaced { path: self.file.clone() },
+                _ => LedgerError::io("examine", &self.file, source),
+            })?;
             if !may_administer(rustix::process::geteuid().as_raw(), owner) {
                 return Err(LedgerError::NotOwner { path: self.file.clone() });
             }

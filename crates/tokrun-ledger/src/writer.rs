@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
@@ -18,6 +19,7 @@ use crate::open_request::OpenRequest;
 use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
 use crate::recover::{self, Recovery, RunLock};
+use crate::watch::Watch;
 use crate::{Clock, GrantKind, LedgerError, Result, admin};
 
 /// At most one commit in this time: an fsync costs about as much, and a reader sees no difference below it.
@@ -239,6 +241,7 @@ pub(crate) struct Writer {
     pub(crate) last_recovery: Option<Instant>,
     /// A job panicked: what the writer remembers may be half changed.
     pub(crate) broken: bool,
+    pub(crate) watch: Watch,
 }
 
 impl Writer {
@@ -290,7 +293,8 @@ impl Writer {
     fn transaction(&mut self, work: impl FnOnce(&mut Tx<'_>)) -> Result<()> {
         let lock = Arc::clone(&self.lock);
         let turn = lock.hold();
-        let begun = turn.as_ref().map(|_| ()).map_err(Clone::clone).and_then(|()| run(&self.conn, "BEGIN IMMEDIATE"));
+        let begun = turn.as_ref().map(|_| ()).map_err(Clone::clone);
+        let begun = begun.and_then(|()| self.watch.check()).and_then(|()| run(&self.conn, "BEGIN IMMEDIATE"));
         let mut tx = Tx {
             conn: &self.conn,
             now_us: (self.clock)(),
@@ -325,6 +329,7 @@ impl Writer {
                 run(&self.conn, "ROLLBACK").ok();
             }
         } else {
+            self.watch.committed();
             recover::bury(dead);
         }
         outcome
@@ -337,6 +342,9 @@ impl Writer {
             recover::settle_own(tx).ok();
         });
         let turn = self.lock.hold_within(LEAVE_PATIENCE);
+        if !self.watch.may_fold() {
+            self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok();
+        }
         self.conn.close().ok();
         drop(turn);
         self.run_lock.release();

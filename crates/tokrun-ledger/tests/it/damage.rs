@@ -420,3 +420,61 @@ fn a_link_that_leads_nowhere_is_no_place_for_a_new_ledger() {
     drop(Ledger::open(&target).unwrap());
     assert!(Ledger::open(&home.path()).is_ok_and(|ledger| ledger.path() == fs::canonicalize(&target).unwrap()));
 }
+
+/// Nothing is charged any more, and the program is told why.
+fn assert_replaced(ledger: &Ledger) {
+    let replaced = |error: &LedgerError| matches!(error, LedgerError::Replaced { .. });
+    assert!(debit_all(ledger, vec![next_debit("open", 1)]).is_err_and(|error| replaced(&error)));
+    assert!(ledger.admit(admission("next", "ada", 1)).is_err_and(|error| replaced(&error)));
+    assert!(ledger.grant(GrantRequest::new("ada", credits(1))).is_err_and(|error| replaced(&error)));
+}
+
+#[test]
+fn who_uses_a_ledger_that_was_replaced_stops() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    let aside = home.directory.path().join("aside.db");
+    ledger.backup(&home.directory.path().join("backup.db")).unwrap();
+    fs::rename(home.path(), &aside).unwrap();
+    assert_replaced(&ledger);
+    fs::copy(home.directory.path().join("backup.db"), home.path()).unwrap();
+    assert_replaced(&ledger);
+    // Put back, it goes on.
+    fs::rename(&aside, home.path()).unwrap();
+    assert_eq!(debit(&ledger, next_debit("open", 1)).granted, 1);
+    verify(&ledger);
+}
+
+#[test]
+fn who_uses_a_log_that_was_removed_stops_and_loses_nothing() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    let before = ledger.wallet("ada").unwrap();
+    fs::remove_file(home.path().with_extension("db-wal")).unwrap();
+    assert_replaced(&ledger);
+    drop(ledger);
+    // Its end saved what it had committed; what it left open is settled by the next.
+    let heir = home.open();
+    let after = heir.wallet("ada").unwrap();
+    assert_eq!((after.balance, after.in_flight), (before.balance, Credits::ZERO));
+    verify(&heir);
+}
+
+#[test]
+fn who_uses_a_log_that_was_replaced_leaves_the_new_one_alone() {
+    let home = Home::new();
+    let ledger = with_history(&home);
+    ledger.backup(&home.directory.path().join("backup.db")).unwrap();
+    for suffix in ["db-wal", "db-shm"] {
+        fs::remove_file(home.path().with_extension(suffix)).unwrap();
+    }
+    fs::rename(home.directory.path().join("backup.db"), home.path()).unwrap();
+    let heir = home.open();
+    fund(&heir, "eve", 5);
+    assert_replaced(&ledger);
+    drop(ledger);
+    fund(&heir, "bea", 5);
+    verify(&heir);
+    drop(heir);
+    assert_eq!(balance(&home.open(), "bea"), credits(5));
+}
