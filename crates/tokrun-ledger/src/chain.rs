@@ -12,15 +12,20 @@
 //! created_us, effective_us i64 each
 //! request_id               optional text
 //! memo_digest              optional blob: SHA-256 of the memo's salt and text
+//! subject_digest           optional blob: of a grant's terms, or of a settled request's row in the log
 //! number of postings       u64, then for each in the order of its line:
 //!   account                text: "issued", "spent", "expired" or the id of a wallet
 //!   allowance              optional text: the id of a grant
 //!   amount                 i64
 //! ```
 //!
+//! The digest of a row is the SHA-256 of its columns in the order of [`TERMS`] and [`LOGGED`]: each a byte 0 for NULL, a
+//! byte 1 and an integer, a byte 2 and the eight bytes of a float, a byte 3 and a text, or a byte 4 and a blob.
+//!
 //! The chain shows that nothing before its head was changed by somebody who does not recompute all of it. Against
 //! somebody who does, only a head kept elsewhere helps.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row};
 use sha2::{Digest, Sha256};
 
@@ -47,6 +52,7 @@ pub(crate) struct Draft<'a> {
     pub(crate) effective_us: i64,
     pub(crate) request_id: Option<&'a str>,
     pub(crate) memo_digest: Option<Hash>,
+    pub(crate) subject_digest: Option<Hash>,
     /// Account, grant and amount of each line; the amounts sum to zero.
     pub(crate) postings: &'a [(i64, Option<i64>, i64)],
 }
@@ -60,6 +66,7 @@ pub(crate) struct Entry {
     pub(crate) effective_us: i64,
     pub(crate) request_id: Option<String>,
     pub(crate) memo_digest: Option<Vec<u8>>,
+    pub(crate) subject_digest: Option<Vec<u8>>,
     pub(crate) prev_hash: Hash,
     pub(crate) hash: Hash,
     pub(crate) postings: Vec<Posting>,
@@ -81,7 +88,15 @@ pub(crate) struct Head {
 
 /// Columns in the order that [`Entry::from_row`] reads.
 pub(crate) const ENTRY_COLUMNS: &str =
-    "id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, prev_hash, hash";
+    "id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, subject_digest, prev_hash, hash";
+
+/// The terms of a grant `g` to the account `a`, in the order in which they are hashed.
+pub(crate) const TERMS: &str = "g.id, a.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.created_us";
+
+/// A row `r` of the log, of the account `a`, in the order in which it is hashed.
+pub(crate) const LOGGED: &str = "r.id, a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
+     r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, r.queue_us, \
+     r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us";
 
 /// An entry's lines, ids spelled out.
 pub(crate) const POSTINGS: &str = "SELECT a.id, g.id, p.amount FROM posting p \
@@ -101,6 +116,7 @@ pub(crate) fn append(conn: &Connection, draft: &Draft<'_>) -> Result<i64> {
         effective_us: draft.effective_us,
         request_id: draft.request_id.map(str::to_owned),
         memo_digest: draft.memo_digest.map(|digest| digest.to_vec()),
+        subject_digest: draft.subject_digest.map(|digest| digest.to_vec()),
         prev_hash: head.hash,
         hash: GENESIS,
         postings: Vec::with_capacity(draft.postings.len()),
@@ -145,6 +161,27 @@ pub(crate) fn salted(salt: &[u8], text: &str) -> Hash {
     Sha256::new().chain_update(salt).chain_update(text).finalize().into()
 }
 
+/// What the chain keeps of a grant's terms.
+pub(crate) fn terms_digest(conn: &Connection, grant: i64) -> Result<Hash> {
+    let sql = format!("SELECT {TERMS} FROM allowance g JOIN account a ON a.seq = g.wallet WHERE g.seq = ?1");
+    conn.prepare_cached(&sql)?.query_row([grant], |row| Ok(row_digest(row, 0)))?
+}
+
+/// What the chain keeps of a settled request's row in the log.
+pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
+    let sql = format!("SELECT {LOGGED} FROM request_log r JOIN account a ON a.seq = r.wallet WHERE r.seq = ?1");
+    conn.prepare_cached(&sql)?.query_row([logged], |row| Ok(row_digest(row, 0)))?
+}
+
+/// Digests a row from its column `first` on.
+pub(crate) fn row_digest(row: &Row<'_>, first: usize) -> Result<Hash> {
+    let mut encoder = Encoder(Sha256::new());
+    for column in first..row.as_ref().column_count() {
+        encoder.value(row.get_ref(column)?);
+    }
+    Ok(encoder.0.finalize().into())
+}
+
 impl Entry {
     /// From [`ENTRY_COLUMNS`], without postings.
     pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
@@ -156,8 +193,9 @@ impl Entry {
             effective_us: row.get(4)?,
             request_id: row.get(5)?,
             memo_digest: row.get(6)?,
-            prev_hash: row.get(7)?,
-            hash: row.get(8)?,
+            subject_digest: row.get(7)?,
+            prev_hash: row.get(8)?,
+            hash: row.get(9)?,
             postings: Vec::new(),
         })
     }
@@ -184,6 +222,7 @@ impl Entry {
         encoder.integer(self.effective_us);
         encoder.optional(self.request_id.as_deref().map(str::as_bytes));
         encoder.optional(self.memo_digest.as_deref());
+        encoder.optional(self.subject_digest.as_deref());
         encoder.length(self.postings.len());
         for posting in &self.postings {
             encoder.bytes(posting.account.as_bytes());
@@ -211,6 +250,28 @@ impl Encoder {
         self.0.update(bytes);
     }
 
+    fn value(&mut self, value: ValueRef<'_>) {
+        match value {
+            ValueRef::Null => self.0.update([0]),
+            ValueRef::Integer(integer) => {
+                self.0.update([1]);
+                self.integer(integer);
+            }
+            ValueRef::Real(real) => {
+                self.0.update([2]);
+                self.0.update(real.to_be_bytes());
+            }
+            ValueRef::Text(text) => {
+                self.0.update([3]);
+                self.bytes(text);
+            }
+            ValueRef::Blob(blob) => {
+                self.0.update([4]);
+                self.bytes(blob);
+            }
+        }
+    }
+
     fn optional(&mut self, bytes: Option<&[u8]>) {
         self.0.update([u8::from(bytes.is_some())]);
         if let Some(bytes) = bytes {
@@ -225,8 +286,8 @@ fn id_of(conn: &Connection, sql: &str, seq: i64) -> Result<String> {
 
 fn insert(conn: &Connection, entry: &Entry, postings: &[(i64, Option<i64>, i64)]) -> Result<()> {
     conn.prepare_cached(
-        "INSERT INTO entry (id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, prev_hash, hash) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO entry (id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, \
+         subject_digest, prev_hash, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?
     .execute((
         entry.id,
@@ -236,6 +297,7 @@ fn insert(conn: &Connection, entry: &Entry, postings: &[(i64, Option<i64>, i64)]
         entry.effective_us,
         &entry.request_id,
         &entry.memo_digest,
+        &entry.subject_digest,
         entry.prev_hash,
         entry.hash,
     ))?;

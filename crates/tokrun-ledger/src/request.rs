@@ -103,7 +103,6 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     tx.save_purse(request.wallet, purse)?;
 
     let debited = request.debited();
-    let entry = if debited == 0 { None } else { Some(write_settlement(tx, &ending.id, &request, debited)?) };
     let settled = Settled {
         debited: Credits::from_micro(debited),
         balance,
@@ -112,7 +111,13 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
         output_tokens: request.output_tokens,
         finish_reason: ending.finish_reason,
     };
-    insert_log(tx, ending, &request, &settled, entry)?;
+    // Free tokens move no money, and are told by the chain all the same.
+    let counts = debited > 0 || settled.prompt_tokens > 0 || settled.output_tokens > 0;
+    let entry = if counts { Some(chain::head(tx.conn)?.entry + 1) } else { None };
+    let logged = insert_log(tx, ending, &request, &settled, entry)?;
+    if counts {
+        write_settlement(tx, &ending.id, &request, debited, chain::log_digest(tx.conn, logged)?)?;
+    }
     request.delete(tx.conn)?;
     Ok(settled)
 }
@@ -189,10 +194,12 @@ fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, purse: &mut 
     Ok(())
 }
 
-/// The entry of a request that was charged: from each grant it used to `spent`.
-fn write_settlement(tx: &Tx<'_>, id: &str, request: &OpenRequest, debited: i64) -> Result<i64> {
+/// The entry of a request: from each grant it used to `spent`, and the digest of its row in the log.
+fn write_settlement(tx: &Tx<'_>, id: &str, request: &OpenRequest, debited: i64, logged: chain::Hash) -> Result<()> {
     let mut postings: Vec<_> = request.debits().map(|(grant, amount)| (request.wallet, Some(grant), -amount)).collect();
-    postings.push((chain::SPENT, None, debited));
+    if debited > 0 {
+        postings.push((chain::SPENT, None, debited));
+    }
     let draft = Draft {
         kind: "settle",
         idempotency_key: &format!("settle:{id}"),
@@ -200,25 +207,28 @@ fn write_settlement(tx: &Tx<'_>, id: &str, request: &OpenRequest, debited: i64) 
         effective_us: tx.now_us,
         request_id: Some(id),
         memo_digest: None,
+        subject_digest: Some(logged),
         postings: &postings,
     };
-    chain::append(tx.conn, &draft)
+    chain::append(tx.conn, &draft)?;
+    Ok(())
 }
 
+/// Returns the row's number. Its entry is written next, with a digest of this row.
 fn insert_log(
     tx: &Tx<'_>,
     ending: &Ending,
     request: &OpenRequest,
     settled: &Settled,
     entry: Option<i64>,
-) -> Result<()> {
+) -> Result<i64> {
     let times = ending.times.as_ref();
     let sql = "INSERT INTO request_log (id, entry, wallet, project, tags, model, device, prompt_micro, cached_micro, \
          output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, queue_us, ttft_us, \
          decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us) \
          SELECT id, ?2, wallet, project, tags, model, device, prompt_micro, cached_micro, output_micro, \
          ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, ?13, started_us, ?14 FROM open_request WHERE seq = ?1";
-    tx.conn.prepare_cached(sql)?.execute(rusqlite::params![
+    let logged = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
         request.seq,
         entry,
         saturate(settled.prompt_tokens),
@@ -234,7 +244,7 @@ fn insert_log(
         ending.finish_reason.as_str(),
         tx.now_us,
     ])?;
-    Ok(())
+    Ok(logged)
 }
 
 /// The outcome of a request that was settled before.

@@ -67,6 +67,7 @@ CREATE TABLE entry (
     effective_us    INTEGER NOT NULL,
     request_id      TEXT,
     memo_digest     BLOB,
+    subject_digest  BLOB,            -- of the grant's terms, or of the settled request's row in the log
     prev_hash       BLOB    NOT NULL CHECK (length(prev_hash) = 32),
     hash            BLOB    NOT NULL CHECK (length(hash) = 32)
 ) STRICT;
@@ -127,7 +128,7 @@ CREATE INDEX in_flight_allowance ON in_flight (allowance);
 CREATE TABLE request_log (
     seq              INTEGER PRIMARY KEY,
     id               TEXT    NOT NULL UNIQUE,
-    entry            INTEGER REFERENCES entry (id), -- NULL: nothing was charged
+    entry            INTEGER REFERENCES entry (id) DEFERRABLE INITIALLY DEFERRED, -- NULL: no token was counted
     wallet           INTEGER NOT NULL REFERENCES wallet (seq),
     project          TEXT,
     tags             TEXT    NOT NULL,

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 use serde::Serialize;
 
-use crate::chain::{self, Entry, Hash};
+use crate::chain::{self, Entry, Hash, LOGGED, TERMS};
 use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, store};
 
 /// A file with more wrong than this is not repaired line by line.
@@ -62,7 +62,19 @@ impl VerifyReport {
 /// Checks one consistent state.
 pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
-    for check in [check_chain, check_postings, check_grants, check_log, check_open_requests, check_file, check_schema] {
+    let checks = [
+        check_chain,
+        check_postings,
+        check_terms,
+        check_grants,
+        check_log,
+        check_logged,
+        check_open_requests,
+        check_modes,
+        check_file,
+        check_schema,
+    ];
+    for check in checks {
         match check(conn, &mut report) {
             Ok(()) => {}
             Err(LedgerError::Bad { reason } | LedgerError::Corrupt { reason } | LedgerError::DiskFailed { reason }) => {
@@ -139,7 +151,8 @@ fn check_entry(entry: &Entry, before: i64, hash_before: &Hash, report: &mut Veri
         report.add(Some(id), "it was changed: its hash is another");
     }
     let sum: i128 = entry.postings.iter().map(|posting| i128::from(posting.amount)).sum();
-    if sum != 0 || entry.postings.is_empty() {
+    // Free tokens are settled without any.
+    if sum != 0 || entry.postings.is_empty() && entry.kind != "settle" {
         report.add(Some(id), format!("its {} postings sum to {sum} micro-credits, not to zero", entry.postings.len()));
     }
     if entry.kind == "settle" && !settles(&entry.idempotency_key, entry.request_id.as_deref()) {
@@ -158,6 +171,28 @@ fn check_postings(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
          OR g.wallet <> p.account ORDER BY p.entry";
     each(conn, sql, |row| {
         report.add(row.get(0)?, "a posting of it belongs to no entry, or to another wallet's grant");
+        Ok(())
+    })
+}
+
+/// The terms and the memo of a grant are those of its entry. A memo may have been deleted.
+fn check_terms(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = format!(
+        "SELECT e.id, e.subject_digest, e.memo_digest, m.salt, m.text, {TERMS} FROM entry e \
+         JOIN posting p ON p.entry = e.id JOIN allowance g ON g.seq = p.allowance \
+         JOIN account a ON a.seq = g.wallet LEFT JOIN memo m ON m.allowance = g.seq \
+         WHERE e.kind IN ('starter', 'grant') ORDER BY e.id"
+    );
+    each(conn, &sql, |row| {
+        let (entry, memo): (_, Option<Vec<u8>>) = (row.get(0)?, row.get(2)?);
+        if !is_digest(row, 1, chain::row_digest(row, 5)?)? {
+            report.add(entry, "the terms of its grant were changed");
+        }
+        if let (Some(salt), Some(text)) = (row.get::<_, Option<Vec<u8>>>(3)?, row.get::<_, Option<String>>(4)?)
+            && memo.is_none_or(|memo| memo != chain::salted(&salt, &text))
+        {
+            report.add(entry, "the memo of its grant was changed");
+        }
         Ok(())
     })
 }
@@ -205,8 +240,10 @@ fn check_log(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
          FROM posting WHERE allowance IS NOT NULL GROUP BY entry) \
          SELECT r.entry, r.id, r.debited, r.prompt_micro, r.cached_micro, r.output_micro, r.prompt_tokens, \
          r.cached_tokens, r.output_tokens, r.itl, EXISTS (SELECT 1 FROM open_request o WHERE o.id = r.id), \
-         CASE WHEN r.entry IS NULL THEN r.debited = 0 ELSE e.kind IS 'settle' AND e.request_id IS r.id \
-         AND s.amount IS r.debited AND s.one IS r.wallet AND s.other IS r.wallet END \
+         CASE WHEN r.entry IS NULL \
+         THEN (r.debited, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens) IS (0, 0, 0, 0, 0) ELSE e.kind IS 'settle' AND e.request_id IS r.id \
+         AND coalesce(s.amount, 0) IS r.debited AND coalesce(s.one, r.wallet) IS r.wallet \
+         AND coalesce(s.other, r.wallet) IS r.wallet END \
          FROM request_log r LEFT JOIN entry e ON e.id = r.entry LEFT JOIN spent s ON s.entry = r.entry ORDER BY r.seq";
     each(conn, sql, |row| {
         let (entry, id): (Option<i64>, String) = (row.get(0)?, row.get(1)?);
@@ -225,6 +262,33 @@ fn check_log(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The row of a settled request is the one that its entry was written for.
+fn check_logged(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = format!(
+        "SELECT e.id, e.subject_digest, {LOGGED} FROM entry e JOIN request_log r ON r.entry = e.id \
+         JOIN account a ON a.seq = r.wallet WHERE e.kind = 'settle' ORDER BY e.id"
+    );
+    each(conn, &sql, |row| {
+        if !is_digest(row, 1, chain::row_digest(row, 2)?)? {
+            report.add(row.get(0)?, "the log of its request was changed");
+        }
+        Ok(())
+    })
+}
+
+fn is_digest(row: &rusqlite::Row<'_>, column: usize, digest: Hash) -> Result<bool> {
+    Ok(row.get::<_, Option<Vec<u8>>>(column)?.is_some_and(|stored| stored == digest))
+}
+
+/// The ledger has its modes, once.
+fn check_modes(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let rows: i64 = conn.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?;
+    if rows != 1 {
+        report.add(None, format!("the table meta has {rows} rows, not one"));
+    }
+    Ok(())
 }
 
 /// What is in flight follows from the price and the progress.

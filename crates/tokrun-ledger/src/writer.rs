@@ -185,9 +185,9 @@ impl Tx<'_> {
             EventKind::Activate => ("grant", chain::ISSUED, event.amount),
             EventKind::Expire => ("expire", chain::EXPIRED, -event.amount),
         };
-        let memo = match event.kind {
-            EventKind::Activate => self.memo_digest(grant.seq)?,
-            EventKind::Expire => None,
+        let (memo, terms) = match event.kind {
+            EventKind::Activate => (self.memo_digest(grant.seq)?, Some(chain::terms_digest(self.conn, grant.seq)?)),
+            EventKind::Expire => (None, None),
         };
         let key = match event.kind {
             EventKind::Activate => format!("{kind}:{}", grant.id),
@@ -201,6 +201,7 @@ impl Tx<'_> {
             effective_us: event.at_us,
             request_id: request,
             memo_digest: memo,
+            subject_digest: terms,
             postings: &[(other, None, -signed), (wallet, Some(grant.seq), signed)],
         };
         chain::append(self.conn, &draft)?;
@@ -221,7 +222,9 @@ impl Tx<'_> {
             self.cache.meta = self
                 .conn
                 .prepare_cached("SELECT service, bad FROM meta WHERE id = 1")?
-                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)? }))?;
+                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)? }))
+                .optional()?
+                .ok_or_else(|| LedgerError::Bad { reason: "its row of modes is missing".into() })?;
             self.cache.data_version = Some(version);
         }
         Ok(())

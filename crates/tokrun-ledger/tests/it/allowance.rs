@@ -86,6 +86,8 @@ fn free_tokens_are_counted_all_the_same() {
     let settled = settle(&ledger, "r", FinishReason::Length).unwrap();
     assert_eq!((settled.debited, settled.prompt_tokens, settled.output_tokens), (Credits::ZERO, 7, 1000));
     verify(&ledger);
+    assert_eq!(home.entries(), 1, "the chain tells of them");
+    assert_eq!(ledger.statement("ada", None, None).unwrap().lines.len(), 0, "they moved no money");
 }
 
 #[test]

@@ -15,7 +15,8 @@ fn with_history(home: &Home) -> Ledger {
     fund(&ledger, "ada", 100);
     fund(&ledger, "bob", 50);
     let expires = Some(at(home.now_us() + 1_000_000));
-    ledger.grant(GrantRequest { expires, ..GrantRequest::new("bob", credits(7)) }).unwrap();
+    let memo = Some("for the summer school".to_owned());
+    ledger.grant(GrantRequest { expires, memo, ..GrantRequest::new("bob", credits(7)) }).unwrap();
     for (id, wallet) in [("r1", "ada"), ("r2", "bob")] {
         ledger.admit(admission(id, wallet, 5)).unwrap();
         debit(&ledger, first_debit(id, 1, 4));
@@ -87,6 +88,10 @@ fn assert_refuses_to_spend(ledger: &Ledger, sql: &str) {
     assert!(settle(ledger, "open", FinishReason::Stop).is_err_and(|error| bad(&error)), "{sql}");
 }
 
+/// A request that nobody made, of many tokens that cost nothing.
+const FREE_AND_INVENTED: &str = "INSERT INTO request_log SELECT NULL, 'invented', NULL, wallet, project, tags, model, \
+     device, 0, 0, 0, 999999, 0, 999999, 0, 0, 1, 1, 1, 1, itl, NULL, 'stop', started_us, ended_us FROM request_log LIMIT 1";
+
 #[test]
 fn every_change_of_the_history_is_found_and_named() {
     // What is done, and the entry that verify must name (none: what is wrong is no entry).
@@ -113,7 +118,18 @@ fn every_change_of_the_history_is_found_and_named() {
         ("UPDATE head SET count = 4", Some(5)),
         ("DELETE FROM head", None),
         ("UPDATE allowance SET remaining = remaining + 1 WHERE seq = 1", None),
-        ("UPDATE allowance SET amount = amount + 1 WHERE seq = 1", None),
+        ("UPDATE allowance SET amount = amount + 1 WHERE seq = 1", Some(1)),
+        ("UPDATE allowance SET priority = priority - 1 WHERE seq = 1", Some(1)),
+        ("UPDATE allowance SET effective_us = effective_us - 1 WHERE seq = 1", Some(1)),
+        ("UPDATE allowance SET created_us = created_us - 1 WHERE seq = 1", Some(1)),
+        ("UPDATE allowance SET expires_us = expires_us + 1 WHERE seq = 3", Some(3)),
+        ("UPDATE allowance SET expires_us = NULL WHERE seq = 3", Some(3)),
+        ("UPDATE allowance SET kind = 'starter' WHERE seq = 1", Some(1)),
+        ("UPDATE memo SET text = 'for somebody else'", Some(3)),
+        ("UPDATE memo SET allowance = 1", Some(1)),
+        ("INSERT INTO memo VALUES (2, x'00', 'a gift')", Some(2)),
+        ("DELETE FROM meta", None),
+        ("INSERT INTO meta SELECT 2, ledger_id, salt, created_us, service, bad FROM meta", None),
         ("UPDATE allowance SET wallet = 4 WHERE seq = 2", Some(2)),
         ("DELETE FROM allowance WHERE seq = 2", Some(2)),
         ("UPDATE in_flight SET debited = debited - 1", None),
@@ -128,6 +144,23 @@ fn every_change_of_the_history_is_found_and_named() {
         ("UPDATE request_log SET entry = NULL WHERE id = 'r1'", Some(4)),
         ("UPDATE request_log SET itl = x'0102' WHERE id = 'r1'", Some(4)),
         ("DELETE FROM request_log WHERE id = 'r2'", Some(5)),
+        ("UPDATE request_log SET model = 'other' WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET device = 'cuda' WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET project = 'p' WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET tags = '{\"a\":\"b\"}' WHERE id = 'r1'", Some(4)),
+        (
+            "UPDATE request_log SET prompt_tokens = prompt_tokens + output_tokens, output_tokens = 0 WHERE id = 'r1'",
+            Some(4),
+        ),
+        ("UPDATE request_log SET cached_tokens = 0 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET reasoning_tokens = 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET ttft_us = 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET total_us = total_us + 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET energy_uj = 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET finish_reason = 'error' WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET started_us = started_us - 1 WHERE id = 'r1'", Some(4)),
+        ("UPDATE request_log SET ended_us = ended_us + 1 WHERE id = 'r2'", Some(5)),
+        (FREE_AND_INVENTED, None),
         ("DROP INDEX request_log_ended", None),
         ("DROP TABLE idempotency", None),
         ("CREATE TRIGGER gift AFTER INSERT ON entry BEGIN UPDATE meta SET service = 0; END", None),
