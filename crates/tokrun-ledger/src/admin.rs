@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::chain::{self, Hash};
+use crate::text::is_invisible;
 use crate::writer::Tx;
 use crate::{Admission, GrantKind, GrantRequest, GrantView, LedgerError, Result, WalletView, query};
 
@@ -49,7 +50,9 @@ pub(crate) fn wallet_for(tx: &mut Tx<'_>, admission: &Admission) -> Result<(Wall
         expires_us: None,
         memo: None,
     };
-    insert_grant(tx, &wallet, &grant)?;
+    if grant.amount != 0 {
+        insert_grant(tx, &wallet, &grant)?;
+    }
     Ok((wallet, true))
 }
 
@@ -152,10 +155,10 @@ fn check_name(name: &str) -> Result<()> {
         "" => "it is empty",
         name if name.trim() != name => "it begins or ends with a blank",
         name if name.chars().count() > NAME_CHARS_MAX => "it is longer than 128 characters",
-        name if name.chars().any(char::is_control) => "it has a control character",
+        name if name.chars().any(is_invisible) => "it has a control character, or one that cannot be seen",
         _ => return Ok(()),
     };
-    Err(LedgerError::InvalidName { name: name.escape_debug().to_string(), reason })
+    Err(LedgerError::InvalidName { name: name.to_owned(), reason })
 }
 
 /// Writes a grant, and its entry as soon as it is effective.

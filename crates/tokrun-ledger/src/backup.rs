@@ -10,6 +10,13 @@ use crate::{LedgerError, Result};
 
 /// Copies what `conn` sees to `to`, which must not exist. The copy appears whole and durable, or not at all.
 pub(crate) fn backup(conn: &Connection, to: &Path) -> Result<()> {
+    let invalid = |reason| Err(LedgerError::InvalidBackup { path: to.to_owned(), reason });
+    if to.is_dir() {
+        return invalid("it is a directory");
+    }
+    if to.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| std::path::is_separator(char::from(byte))) {
+        return invalid("it is written like a directory");
+    }
     let place = Place::at(to)?;
     let exists = || LedgerError::FileExists { path: to.to_owned() };
     if place.file.exists() {

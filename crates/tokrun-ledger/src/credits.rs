@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use crate::text::shown;
+
 /// Micro-credits in a credit.
 pub const MICRO: i64 = 1_000_000;
 
@@ -74,13 +76,13 @@ impl fmt::Display for Credits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseCreditsError {
     /// Not digits with at most one decimal point: signs, exponents, `NaN` and the like are refused.
-    #[error("`{0}` is not an amount of credits: write digits, such as 1000 or 0.25")]
+    #[error("`{}` is not an amount of credits: write digits, such as 1000 or 0.25", shown(.0))]
     Malformed(String),
     /// Finer than a micro-credit.
     #[error("`{0}` is finer than a micro-credit: give at most 6 decimals")]
     TooFine(String),
     /// More than can be counted.
-    #[error("`{0}` credits are too many: the most is {max}", max = Credits(i64::MAX))]
+    #[error("`{0}` credits is too large: the most is {max}", max = Credits(i64::MAX))]
     TooLarge(String),
 }
 
@@ -185,7 +187,9 @@ mod tests {
         }
         assert!(matches!("0.0000001".parse::<Credits>(), Err(ParseCreditsError::TooFine(_))));
         for text in ["9223372036854.775808", "9223372036855", "99999999999999999999"] {
-            assert!(matches!(text.parse::<Credits>(), Err(ParseCreditsError::TooLarge(_))), "{text}");
+            let error = text.parse::<Credits>().unwrap_err();
+            assert!(matches!(error, ParseCreditsError::TooLarge(_)), "{text}");
+            assert!(error.to_string().contains("too large: the most is 9223372036854.775807"), "{error}");
         }
     }
 

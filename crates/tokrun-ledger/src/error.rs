@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rusqlite::ErrorCode;
 
 use crate::Credits;
+use crate::text::shown;
 
 /// The result of a ledger operation.
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
@@ -17,19 +18,19 @@ pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum LedgerError {
     /// No wallet has this name.
-    #[error("there is no wallet `{name}`; create it with `tokrun wallet create {name}`")]
+    #[error("there is no wallet `{0}`; create it with `tokrun wallet create {0}`", shown(name))]
     UnknownWallet {
         /// The name asked for.
         name: String,
     },
     /// The name is taken.
-    #[error("the wallet `{name}` exists already; choose another name, or grant to this one")]
+    #[error("the wallet `{}` exists already; choose another name, or grant to this one", shown(name))]
     WalletExists {
         /// The name asked for.
         name: String,
     },
     /// Not usable as a wallet's name.
-    #[error("`{name}` cannot name a wallet: {reason}")]
+    #[error("`{}` cannot name a wallet: {reason}", shown(name))]
     InvalidName {
         /// The name asked for.
         name: String,
@@ -37,14 +38,15 @@ pub enum LedgerError {
         reason: &'static str,
     },
     /// The wallet is frozen: it admits no request.
-    #[error("the wallet `{name}` is frozen; `tokrun wallet thaw {name}` lets it spend again")]
+    #[error("the wallet `{0}` is frozen; `tokrun wallet thaw {0}` lets it spend again", shown(name))]
     Frozen {
         /// Whose it is.
         name: String,
     },
     /// The allowance does not cover the prompt and one output token.
     #[error(
-        "the allowance of `{name}` is used up: {needed} credits are needed, {balance} are left; grant more with `tokrun wallet grant {name} AMOUNT`"
+        "the allowance of `{0}` is used up: {needed} credits are needed, {balance} are left; grant more with `tokrun wallet grant {0} AMOUNT`",
+        shown(name)
     )]
     Exhausted {
         /// Whose wallet it is.
@@ -61,7 +63,7 @@ pub enum LedgerError {
         reason: &'static str,
     },
     /// A request that contradicts itself, a bug of the caller.
-    #[error("invalid request `{id}`: {reason}")]
+    #[error("invalid request `{}`: {reason}", shown(id))]
     InvalidRequest {
         /// The request.
         id: String,
@@ -69,19 +71,19 @@ pub enum LedgerError {
         reason: &'static str,
     },
     /// The request id was used before.
-    #[error("the request id `{id}` was used before; every request needs a new one")]
+    #[error("the request id `{}` was used before; every request needs a new one", shown(id))]
     DuplicateRequest {
         /// The request.
         id: String,
     },
     /// The request is not open: never admitted, settled, or taken for dead and settled by another process.
-    #[error("the request `{id}` is not open; it was settled or never admitted")]
+    #[error("the request `{}` is not open; it was settled or never admitted", shown(id))]
     UnknownRequest {
         /// The request.
         id: String,
     },
     /// The idempotency key was used for something else.
-    #[error("the idempotency key `{key}` was used before with other arguments; use a new one")]
+    #[error("the idempotency key `{}` was used before with other arguments; use a new one", shown(key))]
     IdempotencyConflict {
         /// The key.
         key: String,
@@ -184,6 +186,14 @@ pub enum LedgerError {
     FileExists {
         /// The file.
         path: PathBuf,
+    },
+    /// Not a place for a backup.
+    #[error("cannot back up to {path}: {reason}; give the name of a file that does not exist yet")]
+    InvalidBackup {
+        /// The place asked for.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// For ten seconds it was somebody else's turn to write.
     #[error(

@@ -85,6 +85,7 @@ mod query;
 mod recover;
 mod request;
 mod store;
+mod text;
 mod types;
 mod usage;
 mod verify;

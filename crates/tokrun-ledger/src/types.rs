@@ -35,7 +35,7 @@ pub struct Admission {
 /// What a new wallet starts with.
 #[derive(Debug, Clone, Copy)]
 pub struct StarterGrant {
-    /// Never expires.
+    /// Never expires. With zero, the wallet is created with no grant.
     pub amount: Credits,
 }
 

@@ -302,9 +302,14 @@ fn absurd_numbers_are_refused() {
     ] {
         assert!(matches!(ledger.admit(absurd), Err(LedgerError::InvalidRequest { .. })));
     }
-    for name in ["", " ada", "a\nb", &"x".repeat(129)] {
-        assert!(matches!(ledger.create_wallet(name, None), Err(LedgerError::InvalidName { .. })), "{name:?}");
+    let long = "x".repeat(129);
+    for name in ["", " ada", "a\nb", "a\u{1b}[2J", "ad\u{200b}a", "\u{202e}ada", "ada\u{feff}", "a\u{e0061}", &long] {
+        let error = ledger.create_wallet(name, None).unwrap_err();
+        assert!(matches!(error, LedgerError::InvalidName { .. }), "{name:?}");
+        assert!(!error.to_string().contains(['\n', '\u{1b}', '\u{200b}', '\u{202e}', '\u{feff}']), "{error}");
     }
+    let unknown = ledger.wallet("ev\u{202e}e\u{1b}[2J").unwrap_err();
+    assert!(unknown.to_string().contains("`ev\\u{202e}e\\u{1b}[2J`"), "{unknown}");
     // The largest of everything that is legal.
     ledger.admit(admission("r", "ada", 9_223_372_036_853)).unwrap();
     assert_eq!(debit(&ledger, first_debit("r", 0, u32::MAX)).granted, 1);
@@ -450,6 +455,20 @@ fn usage_merges_histograms_per_user_model_and_day() {
 }
 
 #[test]
+fn a_starter_of_nothing_is_a_wallet_without_a_grant() {
+    let home = Home::new();
+    let ledger = home.open();
+    let starter = Some(StarterGrant { amount: Credits::ZERO });
+    let free = Admission { starter, price: Price::FREE, ..admission("free", "ada", 5) };
+    assert!(ledger.admit(free).unwrap().wallet_created);
+    let wallet = ledger.wallet("ada").unwrap();
+    assert_eq!((wallet.grants.len(), wallet.balance), (0, Credits::ZERO));
+    let dear = Admission { starter, ..admission("dear", "ada", 5) };
+    assert!(matches!(ledger.admit(dear), Err(LedgerError::Exhausted { .. })));
+    verify(&ledger);
+}
+
+#[test]
 fn a_backup_is_whole_and_overwrites_nothing() {
     let home = Home::new();
     let ledger = home.open();
@@ -460,6 +479,11 @@ fn a_backup_is_whole_and_overwrites_nothing() {
     std::fs::create_dir(copy.parent().unwrap()).unwrap();
     ledger.backup(&copy).unwrap();
     assert!(matches!(ledger.backup(&copy), Err(LedgerError::FileExists { .. })));
+    for place in [copy.parent().unwrap(), &copy.join(""), &copy.with_extension("other").join("")] {
+        let error = ledger.backup(place).unwrap_err();
+        assert!(matches!(error, LedgerError::InvalidBackup { .. }), "{error:?}");
+        assert!(error.to_string().contains("directory"), "{error}");
+    }
     assert_eq!(std::fs::read_dir(copy.parent().unwrap()).unwrap().count(), 1, "nothing else is left there");
     debit(&ledger, next_debit("open", 5));
 
