@@ -157,7 +157,7 @@ pub(crate) struct SamplingArgs {
     /// Go on past the model's end token.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Refuse what could make two runs differ. On the CPU every run with a seed is deterministic already.
+    /// Two runs give the same text: without --seed, the seed is 0. (On the CPU nothing else could make them differ.)
     #[arg(long)]
     pub(crate) deterministic: bool,
 }

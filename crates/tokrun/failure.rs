@@ -168,7 +168,11 @@ impl From<&LedgerError> for Failure {
             E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
             E::WalletExists { .. } => (Status::Failed, "wallet_exists"),
-            E::InvalidName { .. } | E::InvalidGrant { .. } | E::IdempotencyConflict { .. } => (Status::Usage, "usage"),
+            E::InvalidName { .. }
+            | E::InvalidGrant { .. }
+            | E::IdempotencyConflict { .. }
+            | E::InvalidBackup { .. } => (Status::Usage, "usage"),
+            E::NotOwner { .. } => (Status::Failed, "not_owner"),
             E::Bad { .. } | E::Corrupt { .. } => (Status::Failed, "ledger_bad"),
             E::NewerSchema { .. } => (Status::Failed, "ledger_newer"),
             E::DiskFull => (Status::Failed, "disk_full"),

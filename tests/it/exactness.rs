@@ -245,6 +245,11 @@ fn the_same_seed_gives_the_same_text() {
             .concat(),
     );
     assert_ne!(first["token_ids"], other["token_ids"], "another seed, another text");
+    let model = tiny_model();
+    let unseeded = [&["generate", "Hello there", "--model", &model, "--user", "ada"][..], &flags[..]].concat();
+    let deterministic = [&unseeded[..], &["--deterministic"]].concat();
+    assert_eq!(home.json(&deterministic)["token_ids"], home.json(&deterministic)["token_ids"]);
+    assert_ne!(home.json(&unseeded)["seed"], home.json(&unseeded)["seed"], "each run draws its own seed");
 }
 
 #[cfg(unix)]

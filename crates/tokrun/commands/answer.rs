@@ -62,7 +62,7 @@ fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<Sampling
         presence_penalty: args.presence_penalty.unwrap_or(off.presence_penalty),
         frequency_penalty: args.frequency_penalty.unwrap_or(off.frequency_penalty),
         logit_bias: args.logit_bias.iter().copied().collect(),
-        seed: args.seed.unwrap_or_else(random_seed),
+        seed: args.seed.unwrap_or_else(|| if args.deterministic { 0 } else { random_seed() }),
         ..off
     };
     params.validate()?;
@@ -103,8 +103,17 @@ pub(crate) fn ledger() -> Result<Ledger, Failure> {
 
 /// Opens the books to look at them, on a disk that is full or cannot be written too.
 pub(crate) fn ledger_to_read() -> Result<Ledger, Failure> {
+    or_read_only(Ledger::open)
+}
+
+/// Opens the books to check them, before anything that a dead process left is booked.
+pub(crate) fn ledger_to_check() -> Result<Ledger, Failure> {
+    or_read_only(Ledger::open_unsettled)
+}
+
+fn or_read_only(open: impl Fn(&Path) -> Result<Ledger, LedgerError>) -> Result<Ledger, Failure> {
     let file = home::ledger_file()?;
-    Ledger::open(&file).or_else(|error| {
+    open(&file).or_else(|error| {
         use LedgerError as E;
         match error {
             E::ReadOnly { .. } | E::DiskFull | E::DiskFailed { .. } | E::Io { .. } => {

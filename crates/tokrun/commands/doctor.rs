@@ -205,7 +205,7 @@ fn ledger(home: &Path) -> Vec<Finding> {
             return vec![Finding::bad("ledger", what, "check who owns TOKRUN_HOME, and its permissions")];
         }
     }
-    let health = match Ledger::open(&file).and_then(|ledger| ledger.health()) {
+    let health = match Ledger::open_unsettled(&file).and_then(|ledger| ledger.health()) {
         Ok(health) => health,
         Err(error) => {
             let failure = Failure::from(error);

@@ -9,7 +9,7 @@ use crate::output;
 
 pub(crate) fn run(command: LedgerCommand, format: Format) -> Result<Status, Failure> {
     match command {
-        LedgerCommand::Verify => return verify(&super::answer::ledger_to_read()?, format),
+        LedgerCommand::Verify => return verify(&super::answer::ledger_to_check()?, format),
         LedgerCommand::Backup { file: to } => {
             super::answer::ledger_to_read()?.backup(&to)?;
             if format == Format::Json {
