@@ -131,6 +131,15 @@ impl ModelFile {
         &self.assets
     }
 
+    /// Memory that the loaded weights take, in bytes: candle computes small quantised models, and all float ones, in
+    /// float32.
+    pub fn resident_bytes(&self, options: &LoadOptions) -> u64 {
+        match &self.source {
+            Source::Gguf { header, .. } => crate::candle::gguf_resident_bytes(header, options),
+            Source::Folder { .. } => self.info.parameters.saturating_mul(4),
+        }
+    }
+
     /// Loads the weights.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokrun_ledger::Ledger;
 use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{ModelFile, ModelInfo};
+use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
 
 use crate::args::{DoctorArgs, Format};
 use crate::failure::{Failure, Status};
@@ -158,7 +158,7 @@ fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
         }
     };
     match ModelFile::open(&path) {
-        Ok(file) => fit(&name, file.info(), memory_bytes),
+        Ok(file) => fit(&name, file.info(), file.resident_bytes(&LoadOptions::default()), memory_bytes),
         Err(error) => {
             Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again"))
         }
@@ -170,15 +170,15 @@ fn not_here(entry: &Entry) -> Finding {
     Finding::note("model", format!("{} is not here{size}", entry.name), format!("tokrun model pull {}", entry.name))
 }
 
-fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
-    let room = memory_bytes.saturating_sub(info.weight_bytes);
+fn fit(name: &str, info: &ModelInfo, weight_bytes: u64, memory_bytes: u64) -> Finding {
+    let room = memory_bytes.saturating_sub(weight_bytes);
     let tokens = room.checked_div(info.kv_bytes_per_token).unwrap_or(u64::MAX).min(info.context_tokens as u64);
     if tokens < 256 {
         return Finding::bad(
             "model",
             format!(
                 "{name} needs {} for its weights alone, and {} are available",
-                output::bytes(info.weight_bytes),
+                output::bytes(weight_bytes),
                 output::bytes(memory_bytes)
             ),
             "choose a smaller model: tokrun model list",
@@ -188,7 +188,7 @@ fn fit(name: &str, info: &ModelInfo, memory_bytes: u64) -> Finding {
         "model",
         format!(
             "{name} fits: {} of weights, and {} of {} tokens of context",
-            output::bytes(info.weight_bytes),
+            output::bytes(weight_bytes),
             output::grouped(tokens),
             output::grouped(info.context_tokens as u64)
         ),

@@ -16,7 +16,7 @@ mod gguf;
 mod safetensors;
 mod sizes;
 
-pub(crate) use gguf::load as load_gguf;
+pub(crate) use gguf::{load as load_gguf, resident_bytes as gguf_resident_bytes};
 pub(crate) use safetensors::load as load_safetensors;
 
 /// Tokens computed at once at most. Attention scores and logits of a piece are held in full, so this bounds memory.
