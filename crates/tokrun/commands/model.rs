@@ -141,7 +141,7 @@ fn verify(catalogue: &Catalogue, store: &Store, name: Option<String>, format: Fo
     for name in &names {
         let manifest = store.verify(name, &Bar::new())?;
         if format != Format::Json {
-            out!("{name}: {} files as they were pulled", manifest.files.len());
+            out!("{name}: as it was pulled, {}", output::bytes(manifest.bytes()));
         }
     }
     if format == Format::Json {
