@@ -24,8 +24,7 @@ pub(crate) struct Found {
 }
 
 /// The model the user named, or the default; a catalogue model that is not here is pulled.
-pub(crate) fn find(home: &Path, wanted: Option<&str>) -> Result<Found, Failure> {
-    let catalogue = Catalogue::load(home)?;
+pub(crate) fn find(home: &Path, catalogue: Catalogue, wanted: Option<&str>) -> Result<Found, Failure> {
     let wanted = wanted.map_or_else(|| catalogue.default_model().name.clone(), str::to_owned);
     let store = Store::new(home, catalogue);
     match store.resolve(&wanted)? {
@@ -76,11 +75,6 @@ impl Found {
     pub(crate) fn sampling(&self) -> SamplingDefaults {
         self.entry.as_ref().map(|entry| entry.sampling.clone()).unwrap_or_default()
     }
-
-    /// Reads the header.
-    pub(crate) fn open(&self) -> Result<ModelFile, Failure> {
-        Ok(ModelFile::open(&self.path)?)
-    }
 }
 
 /// The catalogue's decimals as the ledger's credits.
@@ -101,7 +95,7 @@ pub(crate) struct Loaded {
 /// Loads the weights and starts the engine on them.
 pub(crate) fn start(found: &Found, meter: Arc<dyn Meter>, sequences_max: usize) -> Result<Loaded, Failure> {
     let begun = Instant::now();
-    let file = found.open()?;
+    let file = ModelFile::open(&found.path)?;
     // The tokenizer is built while the weights are read.
     let (executor, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));

@@ -14,7 +14,7 @@ fn picture() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ),
         ("tokrun-runtime", BTreeSet::from(["tokrun-engine", "tokrun-ledger"])),
         ("tokrun-engine", BTreeSet::from(["tokrun-model"])),
-        ("tokrun-model", BTreeSet::from(["tokrun-kernels"])),
+        ("tokrun-model", BTreeSet::new()),
         ("tokrun-ledger", BTreeSet::new()),
         ("tokrun-kernels", BTreeSet::new()),
         ("xtask", BTreeSet::new()),

@@ -22,6 +22,16 @@ fn assert_exact(home: &Home, user: &str, answer: &Value) {
     home.verify();
 }
 
+/// What ada was granted is spent and counted, or left; nothing is in flight.
+fn assert_settled(home: &Home, granted: i64) {
+    let spent = home.spent("ada");
+    assert!(spent > 0);
+    assert_eq!(home.usage_tokens("ada"), spent);
+    assert_eq!(home.balance("ada"), granted - spent);
+    assert_eq!(home.json(&["wallet", "show", "ada"])["in_flight"], 0);
+    home.verify();
+}
+
 fn generate(home: &Home, user: &str, extra: &[&str]) -> (Value, i32) {
     let model = tiny_model();
     let base = ["generate", "Hello there", "--model", &model, "--user", user, "--output", "json", "--seed", "1"];
@@ -156,12 +166,7 @@ fn ctrl_c_pays_settles_and_exits_130() {
     let output = child.wait_with_output().expect("it ends");
     drop(reader.join());
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    let spent = home.spent("ada");
-    assert!(spent > 0);
-    assert_eq!(home.usage_tokens("ada"), spent);
-    assert_eq!(home.balance("ada"), 1_000_000 - spent);
-    assert_eq!(home.json(&["wallet", "show", "ada"])["in_flight"], 0);
-    home.verify();
+    assert_settled(&home, 1_000_000);
 }
 
 #[test]
@@ -208,11 +213,7 @@ fn a_closed_pipe_ends_the_request_and_pays_for_what_was_committed() {
     drop(stdout);
     let status = child.wait().expect("it ends");
     assert_eq!(status.code(), Some(0), "a reader that has enough is no failure");
-    let spent = home.spent("ada");
-    assert!(spent > 0);
-    assert_eq!(home.usage_tokens("ada"), spent);
-    assert_eq!(home.balance("ada"), 1_000_000 - spent);
-    home.verify();
+    assert_settled(&home, 1_000_000);
 }
 
 #[test]

@@ -195,12 +195,11 @@ impl Active {
         }
         let granted = debited.granted as usize;
         assert!(granted <= self.debiting, "the ledger granted more than was asked for");
-        let unpaid_asked = self.debiting - granted;
+        debug_assert_eq!(debited.exhausted, granted < self.debiting, "exhausted means that something was not granted");
         self.debiting = 0;
         self.prompt_debited |= granted > 0;
         let delivered = self.deliver(granted, now);
         if debited.exhausted {
-            debug_assert!(unpaid_asked > 0, "exhausted means that something was not granted");
             self.usage.discarded_tokens += self.pending.len() as u64;
             self.pending.clear();
             self.ending = Some(FinishReason::Allowance);
@@ -236,16 +235,13 @@ impl Active {
     }
 
     fn measure(&mut self, tokens: usize, now: Instant) {
-        let mut gaps = tokens;
         if self.first_delivery.is_none() {
             self.first_delivery = Some(now);
             self.timing.ttft_us = Some(micros(self.begun, now));
             self.timing.itl_us.extend(std::iter::repeat_n(0, tokens - 1));
-            gaps = 0;
-        }
-        if gaps > 0 {
-            let share_us = micros(self.last_delivery, now) / gaps as u64;
-            self.timing.itl_us.extend(std::iter::repeat_n(share_us, gaps));
+        } else {
+            let share_us = micros(self.last_delivery, now) / tokens as u64;
+            self.timing.itl_us.extend(std::iter::repeat_n(share_us, tokens));
         }
         self.last_delivery = now;
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use tokrun_engine::{ChatMessage, SamplingParams};
-use tokrun_ledger::{Credits, FinishReason, Ledger, LedgerError};
+use tokrun_ledger::{FinishReason, Ledger, LedgerError};
 use tokrun_model::catalogue::{Catalogue, SamplingDefaults};
 use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt};
 
@@ -82,18 +82,14 @@ fn random_seed() -> u64 {
 }
 
 /// Who pays. Only the account's own name may open a wallet by generating.
-pub(crate) fn payer(args: &PayerArgs, home: &Path) -> Result<Payer, Failure> {
+pub(crate) fn payer(args: &PayerArgs, catalogue: &Catalogue) -> Result<Payer, Failure> {
     let account = home::account();
     let (wallet, is_own) = match (&args.user, account) {
         (Some(user), account) => (user.clone(), account.is_ok_and(|account| account == *user)),
         (None, account) => (account?, true),
     };
-    let starter = is_own.then(|| starter_grant(home)).transpose()?;
+    let starter = is_own.then(|| load::credits(catalogue.starter_grant())).transpose()?;
     Ok(Payer { wallet, starter, project: args.project.clone(), tags: args.tags.iter().cloned().collect() })
-}
-
-fn starter_grant(home: &Path) -> Result<Credits, Failure> {
-    load::credits(Catalogue::load(home)?.starter_grant())
 }
 
 /// Opens the books.

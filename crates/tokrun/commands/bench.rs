@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use tokrun_engine::{SamplingParams, TokenId};
 use tokrun_ledger::{Credits, GrantRequest, Ledger, Price};
 use tokrun_model::ModelInfo;
-use tokrun_runtime::{Event, GenerateRequest, LedgerMeter, Meter, Outcome, Payer, Prompt, Runtime, Unmetered};
+use tokrun_model::catalogue::Catalogue;
+use tokrun_runtime::{GenerateRequest, LedgerMeter, Meter, Outcome, Payer, Prompt, Runtime, Unmetered};
 
+use super::answer;
 use crate::args::{BenchArgs, Format, Switch};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Loaded};
@@ -47,7 +49,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
     load::use_threads(args.threads)?;
     interrupt::install(format)?;
     let home = home::directory()?;
-    let found = load::find(&home, args.model.as_deref())?;
+    let found = load::find(&home, Catalogue::load(&home)?, args.model.as_deref())?;
     let scratch = Scratch::new(&home)?;
     let (meter, fsync_us): (Arc<dyn Meter>, _) = match args.ledger {
         Switch::On => (Arc::new(LedgerMeter(scratch.ledger()?)), Some(tokrun_ledger::fsync_probe_us(&home)?)),
@@ -189,21 +191,11 @@ fn measure(runtime: &Runtime, setting: &Setting, test: Test, repetitions: u16) -
 }
 
 fn complete(runtime: &Runtime, request: GenerateRequest) -> Result<Outcome, Failure> {
-    let mut generation = runtime.generate(request)?;
-    interrupt::cancels(generation.canceller());
-    let mut outcome = None;
-    while let Some(event) = generation.next_event() {
-        if let Event::Finished(ended) = event {
-            outcome = Some(*ended);
-        }
-    }
-    if interrupt::done() {
-        return Err(Failure::interrupted());
-    }
-    let outcome = outcome.ok_or(tokrun_runtime::RuntimeError::Stopped)?;
-    match &outcome.error {
+    let answered = answer::follow(runtime.generate(request)?, |_| Ok(()))?;
+    match &answered.outcome.error {
+        _ if answered.interrupted => Err(Failure::interrupted()),
         Some(error) => Err(error.into()),
-        None => Ok(outcome),
+        None => Ok(answered.outcome),
     }
 }
 

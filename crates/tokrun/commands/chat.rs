@@ -8,6 +8,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 use tokrun_engine::ChatMessage;
 use tokrun_ledger::{FinishReason, Ledger};
+use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Payer, Prompt};
 
 use super::answer;
@@ -35,9 +36,10 @@ pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
     load::use_threads(args.answer.compute.threads)?;
     interrupt::install(format)?;
     let home = home::directory()?;
-    let payer = answer::payer(&args.answer.payer, &home)?;
+    let catalogue = Catalogue::load(&home)?;
+    let payer = answer::payer(&args.answer.payer, &catalogue)?;
     let ledger = answer::ledger()?;
-    let found = load::find(&home, args.answer.model.as_deref())?;
+    let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
     let loaded = load::start(&found, Arc::new(LedgerMeter(ledger.clone())), 1)?;
     let messages = args.answer.system.iter().map(|system| answer::message("system", system)).collect();
     Chat { args, payer, ledger, found, loaded, messages }.run()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tokrun_engine::TokenLogprob;
 use tokrun_ledger::FinishReason;
+use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Outcome, Payer, Prompt};
 
 use super::answer::{self, Answered};
@@ -27,9 +28,10 @@ pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure>
     let prompt = prompt(text, &args);
 
     let home = home::directory()?;
-    let payer = answer::payer(&args.answer.payer, &home)?;
+    let catalogue = Catalogue::load(&home)?;
+    let payer = answer::payer(&args.answer.payer, &catalogue)?;
     let ledger = answer::ledger()?;
-    let found = load::find(&home, args.answer.model.as_deref())?;
+    let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
     let request = answer::request(prompt, &args.answer, &payer, &found)?;
     let seed = request.sampling.seed;
     let loaded = load::start(&found, Arc::new(LedgerMeter(ledger)), 1)?;
@@ -39,7 +41,7 @@ pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure>
         Format::Text => answer::to_stdout(text),
         _ => Ok(()),
     })?;
-    report(&answered, &loaded, &found.name, &payer, seed, &args, format)
+    Ok(report(&answered, &loaded, &found.name, &payer, seed, &args, format))
 }
 
 fn report(
@@ -50,7 +52,7 @@ fn report(
     seed: u64,
     args: &GenerateArgs,
     format: Format,
-) -> Result<Status, Failure> {
+) -> Status {
     let outcome = &answered.outcome;
     let device = &loaded.runtime.info().device;
     let failure = failure(outcome, payer);
@@ -61,7 +63,7 @@ fn report(
         {
             object["error"] = failure.json();
         }
-        return Ok(shown(&format!("{object}\n"), answered.status()));
+        return shown(&format!("{object}\n"), answered.status());
     }
     let mut status = answered.status();
     if !outcome.text.is_empty() && !outcome.text.ends_with('\n') && !answered.reader_left {
@@ -73,7 +75,7 @@ fn report(
     if !args.no_stats {
         say!("{}", answer::figures(model, device, outcome));
     }
-    Ok(status)
+    status
 }
 
 /// Prints the end of the answer; one that cannot be printed is a failure, though it is paid and settled.
