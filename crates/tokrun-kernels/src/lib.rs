@@ -1,6 +1,17 @@
-//! What the machine can compute with: its processor's vector extensions and its CUDA devices.
+//! Devices and arithmetic: what the machine can compute with, and the operations that decoders are made of.
 //!
-//! It opens the CUDA driver at run time, so that one binary starts on machines with and without a GPU.
+//! [`Backend`] is the contract.
+//! The CUDA driver is opened at run time, so that one binary starts on machines with and without a GPU.
 
+mod backend;
 pub mod cpu;
 pub mod cuda;
+mod error;
+mod weight_type;
+
+pub use backend::{
+    Activation, Attention, Backend, BlockId, Consumer, Expert, KV_BLOCK_TOKENS, KvShape, KvType, MatrixSource, Norm,
+    OpTime, Rope, RopeId, RopeStyle, Routing, RowSource, Span, Step, Store,
+};
+pub use error::KernelError;
+pub use weight_type::WeightType;

@@ -29,7 +29,24 @@ pub struct ExecutorInfo {
     pub context_tokens: usize,
     /// Sequences that may exist at the same time; `create` refuses the next one.
     pub sequences_max: usize,
+    /// Where the caller manages what sequences keep: blocks of a cache that it hands out. `None` where sequences are
+    /// opaque.
+    pub paging: Option<Paging>,
 }
+
+/// The blocks of a paged KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// Tokens a block holds.
+    pub block_tokens: usize,
+    /// Blocks there are, numbered from 0.
+    pub blocks: usize,
+    /// Bytes a block takes, over all layers.
+    pub block_bytes: usize,
+}
+
+/// Names one block of a paged executor's cache.
+pub type BlockId = u32;
 
 /// Tokens to append to one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +55,52 @@ pub struct Extend<'a> {
     pub sequence: SequenceHandle,
     /// What to append, at least one token.
     pub tokens: &'a [TokenId],
+    /// Where a paged executor finds and keeps the sequence; ignored by others.
+    pub place: Place<'a>,
+    /// For which of the tokens logits are wanted.
+    pub wanted: Wanted,
 }
 
-/// Next-token logits, `[sequences, vocab_size]`, f32, row-major: a row for the last token of each extended sequence.
+/// Where a sequence lies in a paged cache. All that a paged executor knows of a sequence is here: blocks may be shared
+/// between sequences with equal beginnings, and a sequence may be continued from any earlier length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'a> {
+    /// Tokens of the sequence that are in its blocks already: the position of the first new one.
+    pub start: usize,
+    /// Its blocks in order, enough for all its tokens with the new ones. Blocks that are written to belong to this
+    /// sequence alone.
+    pub blocks: &'a [BlockId],
+}
+
+/// Which logits a caller wants of one [`Extend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: more of the prompt follows.
+    Nothing,
+    /// Those after its last token.
+    Last,
+    /// Those after each of its tokens; only paged executors give them.
+    All,
+}
+
+impl<'a> Extend<'a> {
+    /// For an executor whose sequences are opaque; the logits after the last token.
+    pub fn new(sequence: SequenceHandle, tokens: &'a [TokenId]) -> Self {
+        Self { sequence, tokens, place: Place::default(), wanted: Wanted::Last }
+    }
+
+    /// Rows of logits it leads to.
+    pub fn rows(&self) -> usize {
+        match self.wanted {
+            Wanted::Nothing => 0,
+            Wanted::Last => 1,
+            Wanted::All => self.tokens.len(),
+        }
+    }
+}
+
+/// Next-token logits, `[rows, vocab_size]`, f32, row-major: the rows that each [`Extend`] wants, in the order of the
+/// batch.
 #[derive(Clone, Debug)]
 pub struct Logits {
     values: Vec<f32>,
@@ -48,7 +108,7 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Wraps `values`, `[sequences, vocab_size]`, row-major.
+    /// Wraps `values`, `[rows, vocab_size]`, row-major.
     ///
     /// # Panics
     /// If `values` is no whole number of rows.
@@ -57,17 +117,12 @@ impl Logits {
         Self { values, vocab_size }
     }
 
-    /// The logits of sequence `index` of the batch, `[vocab_size]`.
+    /// Row `index`, `[vocab_size]`.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.vocab_size..(index + 1) * self.vocab_size]
     }
 
-    /// The same, to be changed in place.
-    pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.values[index * self.vocab_size..(index + 1) * self.vocab_size]
-    }
-
-    /// How many sequences there are rows for.
+    /// How many rows there are.
     pub fn rows(&self) -> usize {
         self.values.len() / self.vocab_size
     }
@@ -87,12 +142,12 @@ pub trait Executor: Send {
     /// When `sequences_max` of them exist.
     fn create(&mut self) -> Result<SequenceHandle, ModelError>;
 
-    /// Appends tokens to each sequence of `batch` and returns a row of logits for each, in the same order.
+    /// Appends tokens to each sequence of `batch` and returns the logits that were wanted, in the same order.
     ///
     /// # Errors
     /// When a sequence is unknown or would outgrow `context_tokens`, a token is outside the vocabulary, or the
     /// arithmetic fails. The sequences of a failed batch can only be dropped.
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits, ModelError>;
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError>;
 
     /// Forgets a sequence and frees what was kept for it; an unknown handle is ignored.
     fn drop_sequence(&mut self, sequence: SequenceHandle);

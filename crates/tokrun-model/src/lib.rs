@@ -15,5 +15,5 @@ mod safetensors;
 pub mod store;
 
 pub use error::ModelError;
-pub use executor::{Executor, ExecutorInfo, Extend, Logits, SequenceHandle, TokenId};
+pub use executor::{BlockId, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted};
 pub use file::{Assets, LoadOptions, ModelFile, ModelInfo, TokenizerSource};

@@ -93,7 +93,7 @@ fn follow(executor: &mut dyn Executor, prompt: &Prompt, distances: &mut Distance
 
 /// Appends `tokens` and returns the log-probabilities of the next one.
 fn extend(executor: &mut dyn Executor, sequence: SequenceHandle, tokens: &[u32]) -> Vec<f32> {
-    let logits = executor.extend(&[Extend { sequence, tokens }]).expect("the model computes");
+    let logits = executor.extend(&[Extend::new(sequence, tokens)]).expect("the model computes");
     let row = logits.row(0);
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let log_sum = row.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln() as f32;

@@ -156,10 +156,8 @@ fn interleaved_sequences_do_not_touch() {
         let mut from = (0, 0);
         let mut last = Vec::new();
         for (to_one, to_other) in cuts {
-            let batch = [
-                Extend { sequence: handles[0], tokens: &one[from.0..to_one] },
-                Extend { sequence: handles[1], tokens: &other[from.1..to_other] },
-            ];
+            let batch =
+                [Extend::new(handles[0], &one[from.0..to_one]), Extend::new(handles[1], &other[from.1..to_other])];
             let output = executor.extend(&batch).expect("the model computes");
             assert_eq!(output.rows(), 2);
             last = vec![output.row(0).to_vec(), output.row(1).to_vec()];
@@ -210,18 +208,18 @@ fn context_and_batches_are_checked() {
     let mut executor = load(&fixtures().join("mistral")).expect("the model loads");
     let sequence = executor.create().expect("a sequence is free");
     let mut refusal =
-        |sequence, tokens: &[u32]| executor.extend(&[Extend { sequence, tokens }]).expect_err("it is refused");
+        |sequence, tokens: &[u32]| executor.extend(&[Extend::new(sequence, tokens)]).expect_err("it is refused");
     let full = refusal(sequence, &[5; 17]);
     assert!(matches!(full, ModelError::ContextFull { wanted_tokens: 17, context_tokens: 16 }), "{full}");
     assert!(matches!(refusal(sequence, &[]), ModelError::InvalidBatch { .. }));
     assert!(matches!(refusal(sequence, &[384]), ModelError::InvalidBatch { .. }));
     executor.drop_sequence(sequence);
-    let unknown = executor.extend(&[Extend { sequence, tokens: &[5] }]).expect_err("it was dropped");
+    let unknown = executor.extend(&[Extend::new(sequence, &[5])]).expect_err("it was dropped");
     assert!(matches!(unknown, ModelError::InvalidBatch { .. }));
     let next = executor.create().expect("a sequence is free");
-    let twice = [Extend { sequence: next, tokens: &[5] }, Extend { sequence: next, tokens: &[6] }];
+    let twice = [Extend::new(next, &[5]), Extend::new(next, &[6])];
     assert!(matches!(executor.extend(&twice), Err(ModelError::InvalidBatch { .. })));
-    executor.extend(&[Extend { sequence: next, tokens: &[5; 16] }]).expect("a refused batch changed nothing");
+    executor.extend(&[Extend::new(next, &[5; 16])]).expect("a refused batch changed nothing");
 }
 
 /// Models that cannot be copied serve one sequence at a time, again and again.
@@ -351,7 +349,7 @@ fn logits(executor: &mut dyn Executor, tokens: &[u32], cuts: &[usize]) -> Vec<f3
 }
 
 fn extend(executor: &mut dyn Executor, sequence: SequenceHandle, tokens: &[u32]) -> Vec<f32> {
-    executor.extend(&[Extend { sequence, tokens }]).expect("the model computes").row(0).to_vec()
+    executor.extend(&[Extend::new(sequence, tokens)]).expect("the model computes").row(0).to_vec()
 }
 
 fn distance(left: &[f32], right: &[f32]) -> f32 {

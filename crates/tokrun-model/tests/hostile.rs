@@ -14,8 +14,8 @@ fn fixtures() -> PathBuf {
 fn run(path: &Path, options: &LoadOptions) -> Result<(), ModelError> {
     let mut executor = ModelFile::open(path)?.load(options)?;
     let sequence = executor.create()?;
-    executor.extend(&[Extend { sequence, tokens: &[1, 2, 3] }])?;
-    executor.extend(&[Extend { sequence, tokens: &[4] }])?;
+    executor.extend(&[Extend::new(sequence, &[1, 2, 3])])?;
+    executor.extend(&[Extend::new(sequence, &[4])])?;
     Ok(())
 }
 

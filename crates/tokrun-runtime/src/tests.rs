@@ -23,6 +23,7 @@ struct HashModel {
     info: ExecutorInfo,
     sequences: HashMap<SequenceHandle, u64>,
     next: u64,
+    logits: Logits,
 }
 
 impl HashModel {
@@ -33,8 +34,9 @@ impl HashModel {
             vocab_size,
             context_tokens: 300,
             sequences_max: 4,
+            paging: None,
         };
-        Self { info, sequences: HashMap::new(), next: 0 }
+        Self { info, sequences: HashMap::new(), next: 0, logits: Logits::new(Vec::new(), vocab_size) }
     }
 }
 
@@ -50,7 +52,7 @@ impl Executor for HashModel {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
         let vocab_size = self.info.vocab_size;
         let mut values = vec![0.0; batch.len() * vocab_size];
         for (row, extend) in values.chunks_mut(vocab_size).zip(batch) {
@@ -60,7 +62,8 @@ impl Executor for HashModel {
             }
             row[(*state % vocab_size as u64) as usize] = 10.0;
         }
-        Ok(Logits::new(values, vocab_size))
+        self.logits = Logits::new(values, vocab_size);
+        Ok(&self.logits)
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use tokrun_model::{Extend, Logits, ModelError, SequenceHandle, TokenId};
+use tokrun_model::{Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
 
 use super::*;
 use crate::request::{Finish, SequenceStep};
@@ -27,6 +27,7 @@ struct Fake {
     /// What it is to do when it meets this token as the last one of a sequence.
     traps: BTreeMap<TokenId, Trap>,
     alive: Arc<Mutex<i64>>,
+    logits: Logits,
 }
 
 #[derive(Clone, Copy)]
@@ -76,8 +77,14 @@ impl Gate {
 impl Fake {
     fn new(context_tokens: usize, sequences_max: usize) -> Self {
         let vocab_size = VOCAB_SIZE + PADDING;
-        let info =
-            ExecutorInfo { backend: "fake", device: "none".to_owned(), vocab_size, context_tokens, sequences_max };
+        let info = ExecutorInfo {
+            backend: "fake",
+            device: "none".to_owned(),
+            vocab_size,
+            context_tokens,
+            sequences_max,
+            paging: None,
+        };
         Self {
             info,
             sequences: BTreeMap::new(),
@@ -85,6 +92,7 @@ impl Fake {
             gate: Arc::default(),
             traps: BTreeMap::new(),
             alive: Arc::default(),
+            logits: Logits::new(Vec::new(), vocab_size),
         }
     }
 
@@ -119,10 +127,10 @@ impl Executor for Fake {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
         self.gate.pass();
         let mut values = Vec::new();
-        for Extend { sequence, tokens } in batch {
+        for Extend { sequence, tokens, wanted, .. } in batch {
             let row = self.sequences.get_mut(sequence).expect("the engine extends what it created");
             row.extend_from_slice(tokens);
             assert!(row.len() <= self.info.context_tokens && !tokens.is_empty());
@@ -133,9 +141,12 @@ impl Executor for Fake {
                 Some(Trap::Nan) => logits[5] = f32::NAN,
                 None => {}
             }
-            values.extend(logits);
+            if *wanted == Wanted::Last {
+                values.extend(logits);
+            }
         }
-        Ok(Logits::new(values, self.info.vocab_size))
+        self.logits = Logits::new(values, self.info.vocab_size);
+        Ok(&self.logits)
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokrun_model::{Executor, Extend, Logits, ModelError, SequenceHandle, TokenId};
+use tokrun_model::{Executor, Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
 
 use super::inbox::{Arrival, Inbox};
 use crate::panics::catching;
@@ -140,7 +140,7 @@ impl Core {
         match self.extend(&plan) {
             Ok(logits) => {
                 let at = Instant::now();
-                for (row, work) in plan.iter().enumerate().filter(|(_, work)| work.samples) {
+                for (row, work) in plan.iter().filter(|work| work.samples).enumerate() {
                     report.push(self.sample(work, logits.row(row), at));
                 }
             }
@@ -180,10 +180,11 @@ impl Core {
             .map(|work| {
                 let request = &self.requests[&work.request_id];
                 let sequence = request.sequence.expect("a planned request has been started");
-                Extend { sequence, tokens: &request.tokens[work.tokens.clone()] }
+                let wanted = if work.samples { Wanted::Last } else { Wanted::Nothing };
+                Extend { wanted, ..Extend::new(sequence, &request.tokens[work.tokens.clone()]) }
             })
             .collect();
-        self.executor.extend(&batch)
+        self.executor.extend(&batch).cloned()
     }
 
     /// Chooses the next token of a request from its row of logits.

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, TokenId};
+use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
 
 mod families;
 mod gguf;
@@ -93,6 +93,7 @@ struct CandleExecutor {
     load: Load,
     sequences: BTreeMap<SequenceHandle, Sequence>,
     next_handle: u64,
+    logits: Logits,
 }
 
 struct Sequence {
@@ -114,6 +115,7 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn 
             vocab_size: loaded.vocab_size,
             context_tokens: loaded.context_tokens,
             sequences_max,
+            paging: None,
         },
         pieces: loaded.pieces,
         embedded_tokens: loaded.embedded_tokens,
@@ -121,6 +123,7 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn 
         load: loaded.load,
         sequences: BTreeMap::new(),
         next_handle: 0,
+        logits: Logits::new(Vec::new(), loaded.vocab_size),
     })
 }
 
@@ -144,13 +147,14 @@ impl Executor for CandleExecutor {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
         self.check(batch)?;
         let mut values = Vec::with_capacity(batch.len() * self.info.vocab_size);
         for extend in batch {
             let sequence = self.sequences.get_mut(&extend.sequence).expect("checked above");
             match sequence.extend(extend.tokens, self.pieces, self.info.vocab_size) {
-                Ok(row) => values.extend(row),
+                Ok(row) if extend.wanted == Wanted::Last => values.extend(row),
+                Ok(_) => {}
                 Err(error) => {
                     for extend in batch {
                         self.sequences.get_mut(&extend.sequence).expect("checked above").failed = true;
@@ -159,7 +163,8 @@ impl Executor for CandleExecutor {
                 }
             }
         }
-        Ok(Logits::new(values, self.info.vocab_size))
+        self.logits = Logits::new(values, self.info.vocab_size);
+        Ok(&self.logits)
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {
@@ -183,6 +188,9 @@ impl CandleExecutor {
             }
             if batch[..index].iter().any(|earlier| earlier.sequence == extend.sequence) {
                 return invalid(format!("sequence {} appears twice", extend.sequence.0));
+            }
+            if extend.wanted == Wanted::All {
+                return invalid("this executor gives the logits of the last token only".to_owned());
             }
             if extend.tokens.is_empty() {
                 return invalid(format!("no tokens for sequence {}", extend.sequence.0));
