@@ -14,7 +14,7 @@ fn picture() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ),
         ("tokrun-runtime", BTreeSet::from(["tokrun-engine", "tokrun-ledger"])),
         ("tokrun-engine", BTreeSet::from(["tokrun-model"])),
-        ("tokrun-model", BTreeSet::new()),
+        ("tokrun-model", BTreeSet::from(["tokrun-kernels"])),
         ("tokrun-ledger", BTreeSet::new()),
         ("tokrun-kernels", BTreeSet::new()),
         ("xtask", BTreeSet::new()),

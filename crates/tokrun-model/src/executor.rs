@@ -1,5 +1,7 @@
 //! The seam between models and whoever decides what they compute: tokens in, logits out.
 
+use tokrun_kernels::OpTime;
+
 use crate::ModelError;
 
 /// A token's number in its model's vocabulary.
@@ -19,7 +21,7 @@ impl SequenceHandle {
 /// What an executor is and what it honours.
 #[derive(Clone, Debug)]
 pub struct ExecutorInfo {
-    /// What computes: `candle`.
+    /// What computes: `native` or `candle`.
     pub backend: &'static str,
     /// Where: `cpu`.
     pub device: String,
@@ -151,4 +153,15 @@ pub trait Executor: Send {
 
     /// Forgets a sequence and frees what was kept for it; an unknown handle is ignored.
     fn drop_sequence(&mut self, sequence: SequenceHandle);
+
+    /// What the user should know about how the model is computed: a fallback and its reason, a context cut short. One
+    /// sentence each, for whoever talks to the terminal.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Time spent in each operation since the last call, where the executor was asked to measure.
+    fn take_profile(&mut self) -> Vec<OpTime> {
+        Vec::new()
+    }
 }

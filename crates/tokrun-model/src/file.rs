@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokrun_kernels::KvType;
+
 use crate::config::Config;
 use crate::mmap::MappedFile;
 use crate::safetensors::Weights;
@@ -62,13 +64,40 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: u64,
 }
 
-/// How to load.
+/// Which executor computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The native one where it can, else candle; [`Executor::notes`] says why.
+    #[default]
+    Auto,
+    /// The native one, or an error that says why it cannot.
+    Native,
+    /// candle.
+    Candle,
+}
+
+/// How to load. What candle has no say in is marked as native.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
+    /// Which executor computes.
+    pub backend: BackendChoice,
     /// Sequences that may exist at once, at most; the executor may allow fewer.
     pub sequences_max: Option<usize>,
-    /// Quantised weights are computed in float32, which rounds nothing, where they then take at most this many bytes;
-    /// 1 GiB where nothing is said, 0 for never.
+    /// Longest sequence that will be needed, in tokens: shorter than what the model allows saves memory.
+    pub context_tokens: Option<usize>,
+    /// Native: threads that compute; those that the system lets this process run at once where nothing is said.
+    pub threads: Option<usize>,
+    /// Native: keeps each compute thread on one processor core.
+    pub pin: bool,
+    /// Native: bytes that the KV cache takes at most; what `sequences_max` whole contexts need, but at most half of the free
+    /// memory, where nothing is said. Memory that no token was stored in is not taken from the system.
+    pub kv_cache_bytes: Option<u64>,
+    /// Native: how the KV cache stores values; F16 where nothing is said, F32 where the weights are F32.
+    pub kv_type: Option<KvType>,
+    /// Native: measures the time that each operation takes, for [`Executor::take_profile`].
+    pub profile: bool,
+    /// candle: quantised weights are computed in float32, which rounds nothing, where they then take at most this many
+    /// bytes; 1 GiB where nothing is said, 0 for never.
     pub float32_bytes_max: Option<u64>,
 }
 
@@ -145,6 +174,10 @@ impl ModelFile {
     /// # Errors
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        if options.backend == BackendChoice::Native {
+            let reason = format!("there is no native executor for {} yet; use candle", self.info.architecture);
+            return Err(ModelError::Unsupported { reason });
+        }
         match &self.source {
             Source::Gguf { file, header } => crate::candle::load_gguf(&self.path, file, header, options),
             Source::Folder { config, weights } => crate::candle::load_safetensors(&self.path, config, weights, options),

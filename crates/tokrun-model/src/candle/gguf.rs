@@ -57,7 +57,8 @@ pub(crate) fn load(
         return Err(ModelError::Unsupported { reason });
     };
     let sizes = checks::check(path, header, family)?;
-    let context_tokens = sizes.context_tokens.min(family.context_tokens_max).min(CONTEXT_TOKENS_MAX);
+    let wanted = options.context_tokens.unwrap_or(usize::MAX).max(1);
+    let context_tokens = sizes.context_tokens.min(family.context_tokens_max).min(CONTEXT_TOKENS_MAX).min(wanted);
     let load = {
         let (path, file, header, sizes) = (path.to_owned(), Arc::clone(file), header.clone(), sizes.clone());
         let is_widened = widened_bytes(&header, options).is_some();

@@ -29,7 +29,7 @@ pub(crate) fn load(
     let family = find_family(config.model_type())?;
     let config = config.clone().with_defaults(&family.defaults());
     family.check(&config)?;
-    let setup = Setup::new(folder, config, weights, family)?;
+    let setup = Setup::new(folder, config, weights, family, options)?;
     let (vocab_size, context_tokens, pieces) = (setup.vocab_size, setup.context_tokens, (family.pieces)(&setup));
     let (folder, weights) = (folder.to_owned(), Arc::clone(weights));
     let load = move || decoder(&folder, family, &setup, &weights);
@@ -85,7 +85,13 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    fn new(folder: &Path, config: Config, weights: &Weights, family: &Family) -> Result<Self, ModelError> {
+    fn new(
+        folder: &Path,
+        config: Config,
+        weights: &Weights,
+        family: &Family,
+        options: &LoadOptions,
+    ) -> Result<Self, ModelError> {
         let malformed = |reason: String| ModelError::Malformed { path: folder.join("config.json"), reason };
         sizes::check(&config, weights.tensors().len()).map_err(malformed)?;
         let size = |name| config.uint(name).ok_or_else(|| malformed(format!("{name} is missing")));
@@ -94,7 +100,8 @@ impl Setup {
         let window_tokens = config.window_tokens().filter(|&window| window < context);
         let most =
             family.context_tokens_max.min(if family.slides { usize::MAX } else { window_tokens.unwrap_or(usize::MAX) });
-        let context_tokens = context.min(most).min(CONTEXT_TOKENS_MAX);
+        let wanted = options.context_tokens.unwrap_or(usize::MAX).max(1);
+        let context_tokens = context.min(most).min(CONTEXT_TOKENS_MAX).min(wanted);
         let mut settings = config.settings().clone();
         settings.insert("max_position_embeddings".to_owned(), json!(context_tokens));
         settings.insert("use_flash_attn".to_owned(), json!(false));
