@@ -1,5 +1,7 @@
 //! The seam between models and whoever decides what they compute: tokens in, logits out.
 
+use std::borrow::Cow;
+
 use tokrun_kernels::OpTime;
 
 use crate::ModelError;
@@ -102,21 +104,27 @@ impl<'a> Extend<'a> {
 }
 
 /// Next-token logits, `[rows, vocab_size]`, f32, row-major: the rows that each [`Extend`] wants, in the order of the
-/// batch.
+/// batch. They may still lie where the executor computed them.
 #[derive(Clone, Debug)]
-pub struct Logits {
-    values: Vec<f32>,
+pub struct Logits<'a> {
+    values: Cow<'a, [f32]>,
     vocab_size: usize,
 }
 
-impl Logits {
+impl<'a> Logits<'a> {
     /// Wraps `values`, `[rows, vocab_size]`, row-major.
     ///
     /// # Panics
     /// If `values` is no whole number of rows.
-    pub fn new(values: Vec<f32>, vocab_size: usize) -> Self {
+    pub fn new(values: impl Into<Cow<'a, [f32]>>, vocab_size: usize) -> Self {
+        let values = values.into();
         assert!(vocab_size > 0 && values.len().is_multiple_of(vocab_size), "logits must be whole rows");
         Self { values, vocab_size }
+    }
+
+    /// The same, of its own.
+    pub fn into_owned(self) -> Logits<'static> {
+        Logits { values: Cow::Owned(self.values.into_owned()), vocab_size: self.vocab_size }
     }
 
     /// Row `index`, `[vocab_size]`.
@@ -149,7 +157,7 @@ pub trait Executor: Send {
     /// # Errors
     /// When a sequence is unknown or would outgrow `context_tokens`, a token is outside the vocabulary, or the
     /// arithmetic fails. The sequences of a failed batch can only be dropped.
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError>;
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError>;
 
     /// Forgets a sequence and frees what was kept for it; an unknown handle is ignored.
     fn drop_sequence(&mut self, sequence: SequenceHandle);

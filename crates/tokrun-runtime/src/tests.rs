@@ -23,7 +23,6 @@ struct HashModel {
     info: ExecutorInfo,
     sequences: HashMap<SequenceHandle, u64>,
     next: u64,
-    logits: Logits,
 }
 
 impl HashModel {
@@ -36,7 +35,7 @@ impl HashModel {
             sequences_max: 4,
             paging: None,
         };
-        Self { info, sequences: HashMap::new(), next: 0, logits: Logits::new(Vec::new(), vocab_size) }
+        Self { info, sequences: HashMap::new(), next: 0 }
     }
 }
 
@@ -52,7 +51,7 @@ impl Executor for HashModel {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
         let vocab_size = self.info.vocab_size;
         let mut values = vec![0.0; batch.len() * vocab_size];
         for (row, extend) in values.chunks_mut(vocab_size).zip(batch) {
@@ -62,8 +61,7 @@ impl Executor for HashModel {
             }
             row[(*state % vocab_size as u64) as usize] = 10.0;
         }
-        self.logits = Logits::new(values, vocab_size);
-        Ok(&self.logits)
+        Ok(Logits::new(values, vocab_size))
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

@@ -27,7 +27,6 @@ struct Fake {
     /// What it is to do when it meets this token as the last one of a sequence.
     traps: BTreeMap<TokenId, Trap>,
     alive: Arc<Mutex<i64>>,
-    logits: Logits,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +91,6 @@ impl Fake {
             gate: Arc::default(),
             traps: BTreeMap::new(),
             alive: Arc::default(),
-            logits: Logits::new(Vec::new(), vocab_size),
         }
     }
 
@@ -127,7 +125,7 @@ impl Executor for Fake {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
         self.gate.pass();
         let mut values = Vec::new();
         for Extend { sequence, tokens, wanted, .. } in batch {
@@ -145,8 +143,7 @@ impl Executor for Fake {
                 values.extend(logits);
             }
         }
-        self.logits = Logits::new(values, self.info.vocab_size);
-        Ok(&self.logits)
+        Ok(Logits::new(values, self.info.vocab_size))
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

@@ -174,7 +174,7 @@ impl Core {
         plan
     }
 
-    fn extend(&mut self, plan: &[Work]) -> Result<Logits, ModelError> {
+    fn extend(&mut self, plan: &[Work]) -> Result<Logits<'static>, ModelError> {
         let batch: Vec<Extend<'_>> = plan
             .iter()
             .map(|work| {
@@ -184,7 +184,7 @@ impl Core {
                 Extend { wanted, ..Extend::new(sequence, &request.tokens[work.tokens.clone()]) }
             })
             .collect();
-        self.executor.extend(&batch).cloned()
+        self.executor.extend(&batch).map(Logits::into_owned)
     }
 
     /// Chooses the next token of a request from its row of logits.

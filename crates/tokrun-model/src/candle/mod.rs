@@ -93,7 +93,6 @@ struct CandleExecutor {
     load: Load,
     sequences: BTreeMap<SequenceHandle, Sequence>,
     next_handle: u64,
-    logits: Logits,
 }
 
 struct Sequence {
@@ -123,7 +122,6 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn 
         load: loaded.load,
         sequences: BTreeMap::new(),
         next_handle: 0,
-        logits: Logits::new(Vec::new(), loaded.vocab_size),
     })
 }
 
@@ -147,7 +145,7 @@ impl Executor for CandleExecutor {
         Ok(handle)
     }
 
-    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<&Logits, ModelError> {
+    fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
         self.check(batch)?;
         let mut values = Vec::with_capacity(batch.len() * self.info.vocab_size);
         for extend in batch {
@@ -163,8 +161,7 @@ impl Executor for CandleExecutor {
                 }
             }
         }
-        self.logits = Logits::new(values, self.info.vocab_size);
-        Ok(&self.logits)
+        Ok(Logits::new(values, self.info.vocab_size))
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {
