@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        priority: 0,
         payer: Payer { wallet: "ada".to_owned(), tags: BTreeMap::new(), ..Payer::default() },
         price: Price::default(),
     })?;

@@ -32,11 +32,23 @@ pub struct EngineOptions {
     pub step_tokens_max: usize,
     /// Requests that run at the same time, at least 1; `None` for as many as the executor allows, which is the most.
     pub sequences_max: Option<usize>,
+    /// Keep computed blocks of finished sequences for requests that begin alike. Only for paged executors.
+    pub prefix_cache: bool,
+    /// Guess tokens that repeat what came before and check several in one step; the answers are the same. Only for
+    /// paged executors.
+    pub speculation: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { window_tokens: 32, waiting_max: 256, step_tokens_max: 512, sequences_max: None }
+        Self {
+            window_tokens: 32,
+            waiting_max: 256,
+            step_tokens_max: 512,
+            sequences_max: None,
+            prefix_cache: true,
+            speculation: true,
+        }
     }
 }
 

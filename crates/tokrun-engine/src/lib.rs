@@ -15,8 +15,8 @@ mod tokenizer;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, InvalidParameter, SubmitError};
-pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport, Submission};
-pub use sampler::{SamplingParams, TokenLogprob};
+pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport, Submission, TenantId};
+pub use sampler::{Constraint, SamplingParams, TokenLogprob};
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatMessage, ChatTemplate, RenderOptions};
 pub use tokenizer::{DetokenizeStream, Tokenizer};

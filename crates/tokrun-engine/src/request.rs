@@ -4,14 +4,18 @@ use std::time::Instant;
 
 use tokrun_model::TokenId;
 
-use crate::sampler::{SamplingParams, TokenLogprob};
+use crate::sampler::{Constraint, SamplingParams, TokenLogprob};
 
 /// Names a request for as long as it is live; the caller chooses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+/// Names whoever requests are served for: tenants that have work waiting are served alike, however much each asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u64);
+
 /// A request for tokens.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Submission {
     /// Its name in reports; no other live request may have it.
     pub request_id: RequestId,
@@ -25,6 +29,15 @@ pub struct Submission {
     pub sampling: SamplingParams,
     /// Report the log-probability of each token, and of that many most probable ones.
     pub logprobs: Option<usize>,
+    /// Whom it is for.
+    pub tenant: TenantId,
+    /// Among the requests of one tenant a higher one is served first; 0 is the usual.
+    pub priority: i32,
+    /// Computed prefixes are shared among requests of one salt, and with no others: whoever could guess another's
+    /// prompt would learn from the time to the first token whether it was right.
+    pub cache_salt: u64,
+    /// Narrows what may be generated.
+    pub grammar: Option<Box<dyn Constraint>>,
 }
 
 /// What one engine step brought, over all its sequences.

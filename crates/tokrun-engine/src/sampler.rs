@@ -7,10 +7,11 @@
 //!    (Keskar et al. 2019, CTRL; llama.cpp and transformers alike);
 //! 3. frequency and presence penalties over the output alone: `l[t] -= count[t] * frequency + (count[t] > 0) * presence`
 //!    (the formula of OpenAI's reference);
-//! 4. temperature: `l / T`; 0 takes the largest logit, of equal ones the lowest id, and ends here;
-//! 5. top-k; top-p over what is left (Holtzman et al. 2020: the fewest most probable tokens that hold at least `p`);
+//! 4. the request's [`Constraint`], so that nothing above can bring back what it forbids;
+//! 5. temperature: `l / T`; 0 takes the largest logit, of equal ones the lowest id, and ends here;
+//! 6. top-k; top-p over what is left (Holtzman et al. 2020: the fewest most probable tokens that hold at least `p`);
 //!    min-p (Nguyen et al. 2024: at least `min_p` times the probability of the most probable token);
-//! 6. one draw. Its random number depends on the seed and on how many tokens the request has already generated, and on
+//! 7. one draw. Its random number depends on the seed and on how many tokens the request has already generated, and on
 //!    nothing else, so that batching never changes a text.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,12 +22,14 @@ use tokrun_model::TokenId;
 
 use crate::error::EngineError;
 
+mod constraint;
 mod distribution;
 mod logprob;
 mod params;
 #[cfg(test)]
 mod tests;
 
+pub use constraint::Constraint;
 use distribution::{Distribution, position, total_weight};
 pub use logprob::TokenLogprob;
 pub(crate) use logprob::token_logprob;
@@ -45,39 +48,51 @@ pub(crate) struct Sampler {
     generated: BTreeMap<TokenId, u32>,
     /// Tokens generated so far.
     step: u64,
-    /// Logits with bias and penalties, kept to save its allocation.
+    constraint: Option<Box<dyn Constraint>>,
+    /// Logits with bias, penalties and constraint, kept to save its allocation.
     scratch: Vec<f32>,
 }
 
 impl Sampler {
     /// A sampler for a request that continues `prompt`. The parameters must have been validated.
-    pub(crate) fn new(params: SamplingParams, prompt: &[TokenId]) -> Self {
+    pub(crate) fn new(params: SamplingParams, prompt: &[TokenId], constraint: Option<Box<dyn Constraint>>) -> Self {
         let mut repeated =
             Occurrences { counts: BTreeMap::new(), recent: VecDeque::new(), last_n: params.repeat_last_n };
         if params.penalises_repeats() {
             prompt.iter().for_each(|token| repeated.push(*token));
         }
-        Self { params, repeated, generated: BTreeMap::new(), step: 0, scratch: Vec::new() }
+        Self { params, repeated, generated: BTreeMap::new(), step: 0, constraint, scratch: Vec::new() }
     }
 
     /// Chooses the next token from `logits`, `[vocab_size]`, and remembers it.
     ///
     /// # Errors
-    /// When a logit is not a number or positive infinity. Negative infinity is a token that never comes.
+    /// When a logit is not a number or positive infinity, or when the constraint fails. Negative infinity is a token that
+    /// never comes.
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Result<TokenId, EngineError> {
-        let token = if self.params.changes_logits() {
+        let token = if self.constraint.is_some() || self.params.changes_logits() {
             let mut adjusted = std::mem::take(&mut self.scratch);
             adjusted.clear();
             adjusted.extend_from_slice(logits);
-            self.adjust(&mut adjusted);
-            let token = self.choose(&adjusted);
+            let token = self.choose_adjusted(&mut adjusted);
             self.scratch = adjusted;
             token?
         } else {
             self.choose(logits)?
         };
         self.remember(token);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.advance(token)?;
+        }
         Ok(token)
+    }
+
+    fn choose_adjusted(&mut self, logits: &mut [f32]) -> Result<TokenId, EngineError> {
+        self.adjust(logits);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits)?;
+        }
+        self.choose(logits)
     }
 
     /// Steps 1 to 3. Tokens outside the vocabulary are passed over: the prompt may hold padded rows of the model.
@@ -100,7 +115,7 @@ impl Sampler {
         }
     }
 
-    /// Steps 4 to 6.
+    /// Steps 5 to 7.
     fn choose(&self, logits: &[f32]) -> Result<TokenId, EngineError> {
         let best = argmax(logits)?;
         if self.params.temperature == 0.0 {

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use serde::Deserialize;
 use tokrun_engine::{
     ChatMessage, ChatTemplate, Engine, EngineOptions, Finish, RenderOptions, RequestId, SamplingParams, Submission,
-    TokenId, Tokenizer,
+    TenantId, TokenId, Tokenizer,
 };
 use tokrun_model::{LoadOptions, ModelFile};
 
@@ -71,6 +71,10 @@ fn the_default_model_answers_through_the_engine() {
         end_tokens: file.assets().end_token_ids.clone(),
         sampling: SamplingParams::greedy(),
         logprobs: Some(1),
+        tenant: TenantId::default(),
+        priority: 0,
+        cache_salt: 0,
+        grammar: None,
     };
     engine.submit(submission).expect("there is room");
     let mut stream = tokenizer.stream();

@@ -22,6 +22,8 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// Report the log-probability of each token, and of this many alternatives.
     pub logprobs: Option<usize>,
+    /// Among the requests of one wallet a higher one is served first; 0 is the usual.
+    pub priority: i32,
     /// Who pays.
     pub payer: Payer,
     /// What a token costs; frozen into the request when it is admitted.

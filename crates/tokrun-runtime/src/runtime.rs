@@ -1,6 +1,7 @@
 //! The thread between engine and ledger, and the handles that callers hold.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use tokrun_engine::{
     ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, RenderOptions, RequestId, StepReport,
-    Submission, SubmitError, TokenId, Tokenizer,
+    Submission, SubmitError, TenantId, TokenId, Tokenizer,
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
@@ -38,6 +39,8 @@ pub struct Runtime {
     engine: Arc<Engine>,
     messages: Sender<Message>,
     next_id: AtomicU64,
+    /// Keyed anew in each process, so that nobody can find out which wallets are told apart by what.
+    keys: RandomState,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -98,6 +101,7 @@ impl Runtime {
             engine,
             messages,
             next_id: AtomicU64::new(1),
+            keys: RandomState::new(),
             thread: Some(thread),
         })
     }
@@ -134,13 +138,17 @@ impl Runtime {
         let begun = Instant::now();
         let prompt = self.encode(&request.prompt)?;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let submission = Submission {
+        let mut submission = Submission {
             request_id: id,
             prompt: prompt.clone(),
             max_new_tokens: request.max_tokens.unwrap_or(usize::MAX),
             end_tokens: if request.ignore_eos { Vec::new() } else { self.model.end_tokens.clone() },
             sampling: request.sampling,
             logprobs: request.logprobs,
+            tenant: TenantId::default(),
+            priority: request.priority,
+            cache_salt: 0,
+            grammar: None,
         };
         // Everything that can be refused is refused before money is touched.
         let rules = Rules { stop: request.stop, continues: !matches!(request.prompt, Prompt::Chat(_)) };
@@ -152,7 +160,7 @@ impl Runtime {
         }
 
         let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-        self.meter.admit(Admission {
+        let admitted = self.meter.admit(Admission {
             request_id: request_id.clone(),
             wallet: request.payer.wallet,
             starter: request.payer.starter.map(|amount| StarterGrant { amount }),
@@ -163,6 +171,9 @@ impl Runtime {
             project: request.payer.project,
             tags: request.payer.tags,
         })?;
+        // Wallets share the machine evenly, and nobody learns from timing what another wallet asked.
+        let wallet = self.keys.hash_one(&admitted.wallet_id);
+        (submission.tenant, submission.cache_salt) = (TenantId(wallet), wallet);
         let (events, inbox) = channel();
         let begin = Begin {
             id,

@@ -186,6 +186,7 @@ fn request(id: usize, max_tokens: usize, stop: Vec<String>) -> GenerateRequest {
         stop,
         ignore_eos: false,
         logprobs: None,
+        priority: 0,
         payer: Payer { wallet: "ada".to_owned(), ..Payer::default() },
         price: Price::default(),
     }

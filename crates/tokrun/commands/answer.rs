@@ -28,6 +28,7 @@ pub(crate) fn request(
         stop: args.sampling.stop.clone(),
         ignore_eos: args.sampling.ignore_eos,
         logprobs: args.sampling.logprobs,
+        priority: 0,
         payer: payer.clone(),
         price: found.price()?,
     })

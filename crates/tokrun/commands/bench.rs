@@ -166,6 +166,7 @@ impl Test {
             stop: Vec::new(),
             ignore_eos: true,
             logprobs: None,
+            priority: 0,
             payer: Payer { wallet: Scratch::WALLET.to_owned(), ..Payer::default() },
             price: Price::default(),
         }

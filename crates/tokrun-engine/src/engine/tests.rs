@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokrun_model::{Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
 
 use super::*;
-use crate::request::{Finish, SequenceStep};
+use crate::request::{Finish, SequenceStep, TenantId};
 use crate::sampler::SamplingParams;
 
 const VOCAB_SIZE: usize = 50;
@@ -204,6 +204,10 @@ fn request(id: u64, prompt: &[TokenId], max_new_tokens: usize) -> Submission {
         end_tokens: vec![END],
         sampling: SamplingParams { seed: id, ..SamplingParams::default() },
         logprobs: None,
+        tenant: TenantId::default(),
+        priority: 0,
+        cache_salt: 0,
+        grammar: None,
     }
 }
 
@@ -238,8 +242,13 @@ fn greedy_text_is_the_models_own() {
 #[test]
 fn text_depends_on_the_request_alone() {
     let run = |sequences_max, step_tokens_max, window_tokens, ids: &[u64]| {
-        let options =
-            EngineOptions { window_tokens, waiting_max: 64, step_tokens_max, sequences_max: Some(sequences_max) };
+        let options = EngineOptions {
+            window_tokens,
+            waiting_max: 64,
+            step_tokens_max,
+            sequences_max: Some(sequences_max),
+            ..EngineOptions::default()
+        };
         let bench = Bench::new(Fake::new(100, 16), options);
         for id in ids {
             let mut request = request(*id, &vec![*id as TokenId; 1 + *id as usize * 3 % 17], 5 + *id as usize % 30);

@@ -113,7 +113,7 @@ impl Core {
         });
         let request = Request {
             sequence: None,
-            sampler: Sampler::new(submission.sampling, &submission.prompt),
+            sampler: Sampler::new(submission.sampling, &submission.prompt, submission.grammar),
             tokens: submission.prompt,
             logprobs: submission.logprobs,
             submitted: at,

@@ -4,7 +4,7 @@ use super::*;
 
 fn sampler(params: SamplingParams) -> Sampler {
     params.validate().expect("the parameters are valid");
-    Sampler::new(params, &[])
+    Sampler::new(params, &[], None)
 }
 
 fn sample(params: SamplingParams, logits: &[f32]) -> TokenId {
@@ -125,7 +125,7 @@ fn bias_and_penalties_follow_their_formulas() {
         logit_bias: [(3, 10.0), (99, 1.0)].into(),
         ..SamplingParams::greedy()
     };
-    let mut sampler = Sampler::new(params, &prompt);
+    let mut sampler = Sampler::new(params, &prompt, None);
     let logits = [4.0, -4.0, 3.0, -5.0];
     let adjusted = |sampler: &Sampler| {
         let mut adjusted = logits.to_vec();
@@ -147,14 +147,14 @@ fn bias_and_penalties_follow_their_formulas() {
 #[test]
 fn the_repeat_penalty_looks_back_as_far_as_it_is_told() {
     let params = SamplingParams { repeat_penalty: 2.0, repeat_last_n: Some(2), ..SamplingParams::greedy() };
-    let mut sampler = Sampler::new(params.clone(), &[0, 1, 1]);
+    let mut sampler = Sampler::new(params.clone(), &[0, 1, 1], None);
     let tokens = |sampler: &Sampler| sampler.repeated.counts.keys().copied().collect::<Vec<_>>();
     assert_eq!(tokens(&sampler), [1]);
     assert_eq!(sampler.sample(&[1.0, 0.0, 5.0]).expect("they are numbers"), 2);
     assert_eq!(tokens(&sampler), [1, 2]);
     assert_eq!(sampler.sample(&[6.0, 0.0, 5.0]).expect("they are numbers"), 0);
     assert_eq!(tokens(&sampler), [0, 2]);
-    let off = Sampler::new(SamplingParams { repeat_last_n: Some(0), ..params }, &[0, 1]);
+    let off = Sampler::new(SamplingParams { repeat_last_n: Some(0), ..params }, &[0, 1], None);
     assert_eq!(tokens(&off), [0; 0]);
 }
 
@@ -286,5 +286,42 @@ proptest! {
         let params = SamplingParams { top_k, top_p, seed, ..SamplingParams::default() };
         let token = sample(params.clone(), &logits);
         prop_assert!(kept(&params, &logits).contains(&token));
+    }
+}
+
+/// Lets only tokens of one remainder modulo 3 come, which changes with each.
+#[derive(Debug)]
+struct Modulo(u32);
+
+impl Constraint for Modulo {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
+        let forbidden = |token: usize| token as u32 % 3 != self.0;
+        logits.iter_mut().enumerate().filter(|(token, _)| forbidden(*token)).for_each(|(_, l)| *l = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn advance(&mut self, token: TokenId) -> Result<(), EngineError> {
+        assert_eq!(token % 3, self.0, "it hears of what was sampled");
+        self.0 = (self.0 + 1) % 3;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_constraint_has_the_last_word() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        logit_bias: [(3, 100.0), (4, 50.0)].into(),
+        frequency_penalty: 2.0,
+        ..SamplingParams::default()
+    };
+    let mut sampler = Sampler::new(params, &[], Some(Box::new(Modulo(1))));
+    let logits = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let tokens: Vec<TokenId> = (0..6).map(|_| sampler.sample(&logits).expect("they are numbers")).collect();
+    assert_eq!(tokens, [4, 5, 3, 4, 5, 3]);
+    let hot = SamplingParams { temperature: 2.0, ..SamplingParams::default() };
+    let mut sampler = Sampler::new(hot, &[], Some(Box::new(Modulo(0))));
+    for step in 0..50 {
+        assert_eq!(sampler.sample(&logits).expect("they are numbers") % 3, step % 3);
     }
 }
