@@ -162,7 +162,7 @@ pub struct Step {
 
 /// One expert of a mixture: its feed-forward block.
 #[derive(Debug)]
-pub struct Expert<B: Backend + ?Sized> {
+pub struct Expert<B: Backend> {
     /// Gate and up projections.
     pub gated: B::Gated,
     /// Down projection.

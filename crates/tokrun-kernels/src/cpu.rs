@@ -1,4 +1,9 @@
-//! The processor: which vector extensions it has.
+//! The processor: which vector extensions it has, and the operations computed with them.
+
+#[allow(dead_code, reason = "the kernels that use all of it are being built")]
+mod simd;
+
+pub use simd::Level;
 
 /// The vector extensions that matter to inference, from narrow to wide, that this processor has.
 pub fn simd_extensions() -> Vec<&'static str> {
