@@ -6,12 +6,16 @@
 mod backend;
 pub mod cpu;
 pub mod cuda;
+mod dequantise;
 mod error;
+pub mod reference;
 mod weight_type;
 
 pub use backend::{
     Activation, Attention, Backend, BlockId, Consumer, Expert, KV_BLOCK_TOKENS, KvShape, KvType, MatrixSource, Norm,
     OpTime, Rope, RopeId, RopeStyle, Routing, RowSource, Span, Step, Store,
 };
+pub use dequantise::dequantise;
 pub use error::KernelError;
+pub use reference::Reference;
 pub use weight_type::WeightType;
