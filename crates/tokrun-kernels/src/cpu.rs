@@ -1,6 +1,10 @@
 //! The processor: which vector extensions it has, and the operations computed with them.
 
 #[allow(dead_code, reason = "the kernels that use all of it are being built")]
+pub(crate) mod memory;
+#[allow(dead_code, reason = "the kernels that use all of it are being built")]
+pub(crate) mod pool;
+#[allow(dead_code, reason = "the kernels that use all of it are being built")]
 mod simd;
 
 pub use simd::Level;
