@@ -12,6 +12,8 @@ mod scalar;
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 
 /// Lanes of a vector.
@@ -153,6 +155,8 @@ pub struct Level(Kind);
 enum Kind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
@@ -163,6 +167,10 @@ impl Level {
     /// The levels of this machine, from slow to fast.
     pub fn available() -> Vec<Self> {
         let mut levels = vec![Self::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        if avx2::Avx2::detect().is_some() {
+            levels.push(Self(Kind::Avx2));
+        }
         #[cfg(target_arch = "x86_64")]
         if avx512::Avx512::detect().is_some() {
             levels.push(Self(Kind::Avx512));
@@ -180,6 +188,8 @@ impl Level {
         match self.0 {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
         }
     }
@@ -189,6 +199,8 @@ impl Level {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Kind::Scalar => kernel.run(scalar::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => avx512::run(kernel),
         }
