@@ -1,12 +1,15 @@
 //! The processor: which vector extensions it has, and the operations computed with them.
 
-#[allow(dead_code, reason = "the kernels that use all of it are being built")]
-pub(crate) mod memory;
-#[allow(dead_code, reason = "the kernels that use all of it are being built")]
-pub(crate) mod pool;
+mod memory;
+mod norm;
+mod pool;
+mod rows;
 #[allow(dead_code, reason = "the kernels that use all of it are being built")]
 mod simd;
+#[cfg(test)]
+mod testing;
 
+pub use rows::CpuRows;
 pub use simd::Level;
 
 /// The vector extensions that matter to inference, from narrow to wide, that this processor has.

@@ -32,7 +32,7 @@ impl ReferenceRows {
         &self.values[..rows * self.width]
     }
 
-    pub(super) fn first_mut(&mut self, rows: usize) -> &mut [f32] {
+    pub(crate) fn first_mut(&mut self, rows: usize) -> &mut [f32] {
         &mut self.values[..rows * self.width]
     }
 }
