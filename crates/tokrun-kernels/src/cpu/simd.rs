@@ -15,6 +15,8 @@ mod tests;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -158,6 +160,8 @@ enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -175,6 +179,10 @@ impl Level {
         if avx512::Avx512::detect().is_some() {
             levels.push(Self(Kind::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        if neon::Neon::detect().is_some() {
+            levels.push(Self(Kind::Neon));
+        }
         levels
     }
 
@@ -191,6 +199,8 @@ impl Level {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
         }
     }
 
@@ -203,6 +213,8 @@ impl Level {
             Kind::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => avx512::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => neon::run(kernel),
         }
     }
 }
