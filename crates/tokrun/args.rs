@@ -6,6 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tokrun_ledger::Credits;
 
+mod bench;
+mod compute;
+
+pub(crate) use bench::{BenchArgs, Switch};
+pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
+
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
 #[derive(Debug, Parser)]
 #[command(name = "tokrun", version, max_term_width = 100, propagate_version = true)]
@@ -28,6 +34,8 @@ pub(crate) enum Format {
     Md,
     /// Comma-separated values (`bench`).
     Csv,
+    /// One JSON object a line (`bench`).
+    Jsonl,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,7 +45,7 @@ pub(crate) enum Command {
     /// Talk to a model, turn by turn.
     Chat(Box<ChatArgs>),
     /// Measure prefill and decode speed, as llama-bench does.
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// List, pull, show, verify and remove models.
     #[command(subcommand)]
     Model(ModelCommand),
@@ -160,73 +168,6 @@ pub(crate) struct SamplingArgs {
     /// Two runs give the same text: without --seed, the seed is 0. (On the CPU nothing else could make them differ.)
     #[arg(long)]
     pub(crate) deterministic: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Computing")]
-pub(crate) struct ComputeArgs {
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
-    pub(crate) device: Device,
-    /// Processor threads; all cores if absent.
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-}
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    /// The best there is.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// A CUDA device.
-    Cuda(usize),
-}
-
-impl Device {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Self::Auto),
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", ordinal)) => {
-                ordinal.parse().map(Self::Cuda).map_err(|_| format!("`{ordinal}` is no device number"))
-            }
-            _ => Err("expected auto, cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// A name from the catalogue, a GGUF file, or a directory of safetensors.
-    #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
-    pub(crate) model: Option<String>,
-    /// Prompt tokens of the prefill test; 0 leaves it out.
-    #[arg(short = 'p', long = "n-prompt", value_name = "N", default_value_t = 512)]
-    pub(crate) n_prompt: usize,
-    /// Tokens of the decode test; 0 leaves it out.
-    #[arg(short = 'n', long = "n-gen", value_name = "N", default_value_t = 128)]
-    pub(crate) n_gen: usize,
-    /// Repetitions of each test, after one that is not counted.
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) repetitions: u16,
-    /// Processor threads; all cores if absent.
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
-    pub(crate) device: Device,
-    /// `on` debits every token durably, in a ledger of the bench's own on the same disk; `off` measures the bare engine.
-    #[arg(long, value_enum, default_value_t = Switch::On, value_name = "on|off")]
-    pub(crate) ledger: Switch,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Switch {
-    On,
-    Off,
 }
 
 #[derive(Debug, Subcommand)]

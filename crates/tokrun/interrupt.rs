@@ -9,7 +9,7 @@ use crate::failure::{Failure, Status};
 
 #[derive(Default)]
 struct State {
-    running: Option<Canceller>,
+    running: Vec<Canceller>,
     requested: bool,
     /// How to say that it ended before there was an answer.
     format: Option<Format>,
@@ -30,13 +30,15 @@ pub(crate) fn install(format: Format) -> Result<(), Failure> {
 }
 
 fn on_signal() {
-    let leave = with_state(|state| match &state.running {
-        Some(canceller) if !state.requested => {
-            canceller.cancel();
-            state.requested = true;
-            false
+    let leave = with_state(|state| {
+        if state.running.is_empty() || state.requested {
+            return true;
         }
-        _ => true,
+        for canceller in &state.running {
+            canceller.cancel();
+        }
+        state.requested = true;
+        false
     });
     if leave {
         if with_state(|state| state.format) == Some(Format::Json) {
@@ -47,18 +49,20 @@ fn on_signal() {
     }
 }
 
-/// Says what the next Ctrl-C is to cancel.
+/// The next Ctrl-C is to cancel this too. One that came while it was on its way cancels it now.
 pub(crate) fn cancels(canceller: Canceller) {
     with_state(|state| {
-        state.running = Some(canceller);
-        state.requested = false;
+        if state.requested {
+            canceller.cancel();
+        }
+        state.running.push(canceller);
     });
 }
 
 /// Nothing is running any more. Returns whether Ctrl-C had ended it.
 pub(crate) fn done() -> bool {
     with_state(|state| {
-        state.running = None;
+        state.running.clear();
         std::mem::take(&mut state.requested)
     })
 }

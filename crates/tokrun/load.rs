@@ -11,7 +11,7 @@ use tokrun_model::store::{Resolved, Store};
 use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
 use tokrun_runtime::{Meter, Runtime, TextModel};
 
-use crate::args::Device;
+use crate::args::{Backend, Device, EngineArgs};
 use crate::failure::{Failure, Status};
 use crate::progress::Bar;
 
@@ -93,28 +93,47 @@ pub(crate) struct Loaded {
 }
 
 /// Loads the weights and starts the engine on them.
-pub(crate) fn start(found: &Found, meter: Arc<dyn Meter>, sequences_max: usize) -> Result<Loaded, Failure> {
+pub(crate) fn start(
+    found: &Found,
+    meter: Arc<dyn Meter>,
+    load: &LoadOptions,
+    engine: EngineOptions,
+) -> Result<Loaded, Failure> {
     let begun = Instant::now();
+    let (model, info) = open(found, load)?;
+    let runtime = Runtime::start(model, meter, engine)?;
+    Ok(Loaded { runtime, info, load_ms: begun.elapsed().as_secs_f64() * 1e3 })
+}
+
+/// Loads the weights, and what it takes to speak.
+pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, ModelInfo), Failure> {
     let file = ModelFile::open(&found.path)?;
     // The tokenizer is built while the weights are read.
     let (executor, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));
-        let executor = file.load(&LoadOptions { sequences_max: Some(sequences_max), ..LoadOptions::default() });
-        (executor, tokenizer.join())
+        (file.load(options), tokenizer.join())
     });
     let tokenizer = tokenizer.map_err(|_| {
         Failure::new(Status::Failed, "tokenizer", format!("the tokenizer of {} cannot be built", file.path().display()))
     })??;
+    let executor = executor?;
+    for note in executor.notes() {
+        say!("note: {note}");
+    }
+    if executor.info().backend == "candle"
+        && let Some(threads) = options.threads
+        && !candle_has(threads)
+    {
+        say!("note: candle takes its threads from the environment: {CANDLE_THREADS}={threads}");
+    }
     let model = TextModel {
         name: found.name.clone(),
-        executor: executor?,
+        executor,
         tokenizer: Arc::new(tokenizer),
         template: ChatTemplate::compile(file.assets()),
         end_tokens: file.assets().end_token_ids.clone(),
     };
-    let options = EngineOptions { sequences_max: Some(sequences_max), ..EngineOptions::default() };
-    let runtime = Runtime::start(model, meter, options)?;
-    Ok(Loaded { runtime, info: file.info().clone(), load_ms: begun.elapsed().as_secs_f64() * 1e3 })
+    Ok((model, file.info().clone()))
 }
 
 /// Refuses a device that cannot compute, and says what can.
@@ -132,15 +151,22 @@ pub(crate) fn check_device(device: Device) -> Result<(), Failure> {
     Err(failure.hint("use --device cpu; `tokrun doctor` shows what this machine has"))
 }
 
-/// candle reads its thread count from the environment, once: the process starts itself anew with it set.
-pub(crate) fn use_threads(threads: Option<u16>) -> Result<(), Failure> {
+/// Where candle reads its thread count, once.
+const CANDLE_THREADS: &str = "RAYON_NUM_THREADS";
+
+fn candle_has(threads: usize) -> bool {
+    std::env::var(CANDLE_THREADS).is_ok_and(|value| value == threads.to_string())
+}
+
+/// Where candle was asked for, the process starts itself anew with its thread count set.
+pub(crate) fn prepare_threads(engine: &EngineArgs, threads: Option<u16>) -> Result<(), Failure> {
     use std::os::unix::process::CommandExt;
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
-    let Some(threads) = threads.map(|threads| threads.to_string()) else { return Ok(()) };
-    if std::env::var(VARIABLE).is_ok_and(|value| value == threads) {
+    let Some(threads) = threads.map(usize::from).filter(|_| engine.backend == Backend::Candle) else { return Ok(()) };
+    if candle_has(threads) {
         return Ok(());
     }
     let program = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
-    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).env(VARIABLE, threads).exec();
+    let mut command = std::process::Command::new(program);
+    let error = command.args(std::env::args_os().skip(1)).env(CANDLE_THREADS, threads.to_string()).exec();
     Err(Failure::io("cannot start anew with that many threads", &error))
 }

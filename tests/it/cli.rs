@@ -200,36 +200,6 @@ fn chat_remembers_pays_and_saves() {
 }
 
 #[test]
-fn bench_reports_as_llama_bench_does() {
-    let home = Home::new();
-    let model = tiny_model();
-    let base = ["bench", "--model", &model, "-p", "32", "-n", "16", "-r", "3"];
-    let rows = home.json(&base);
-    let rows = rows.as_array().expect("a list");
-    assert_eq!(rows.len(), 2);
-    for (row, (n_prompt, n_gen)) in rows.iter().zip([(32, 0), (0, 16)]) {
-        assert_eq!((&row["n_prompt"], &row["n_gen"], &row["n_depth"]), (&n_prompt.into(), &n_gen.into(), &0.into()));
-        assert_eq!(row["samples_ts"].as_array().expect("a list").len(), 3);
-        let mean = row["samples_ts"]
-            .as_array()
-            .expect("a list")
-            .iter()
-            .map(|rate| rate.as_f64().expect("a rate"))
-            .sum::<f64>()
-            / 3.0;
-        assert!((row["avg_ts"].as_f64().expect("a rate") / mean - 1.0).abs() < 1e-9);
-        assert_eq!(row["ledger"], true);
-        assert!(row["fsync_us"].is_number());
-    }
-    assert!(!home.path().join("ledger.db").exists(), "the bench touched the real ledger");
-    let markdown = text(&home.run(&base).stdout);
-    assert!(markdown.contains("| pp32 |") && markdown.contains("| tg16 |") && markdown.contains(" ± "), "{markdown}");
-    let csv = text(&home.run(&[&base[..], &["--output", "csv", "--ledger", "off"]].concat()).stdout);
-    assert_eq!(csv.lines().count(), 3);
-    assert!(csv.lines().next().expect("a header").contains("avg_ts"));
-}
-
-#[test]
 fn doctor_names_every_part_and_a_remedy_for_what_is_missing() {
     let home = Home::new();
     let findings = home.json(&["doctor"]);

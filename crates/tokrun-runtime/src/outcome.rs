@@ -103,16 +103,23 @@ pub struct Allowance {
     pub balance: Credits,
 }
 
-impl Timing {
-    /// Percentiles of the time between tokens (nearest rank); `None` below two tokens.
-    pub fn itl(&self) -> Option<Latency> {
-        let mut sorted = self.itl_us.clone();
-        sorted.sort_unstable();
-        let last = sorted.len().checked_sub(1)?;
+impl Latency {
+    /// Percentiles of durations in µs (nearest rank); `None` of none.
+    pub fn of(mut durations_us: Vec<u64>) -> Option<Self> {
+        durations_us.sort_unstable();
+        let last = durations_us.len().checked_sub(1)?;
         let at = |share: f64| {
-            sorted[((share * sorted.len() as f64).ceil() as usize).saturating_sub(1).min(last)] as f64 / 1e3
+            let rank = (share * durations_us.len() as f64).ceil() as usize;
+            durations_us[rank.saturating_sub(1).min(last)] as f64 / 1e3
         };
-        Some(Latency { p50_ms: at(0.50), p95_ms: at(0.95), p99_ms: at(0.99) })
+        Some(Self { p50_ms: at(0.50), p95_ms: at(0.95), p99_ms: at(0.99) })
+    }
+}
+
+impl Timing {
+    /// Percentiles of the time between tokens; `None` below two tokens.
+    pub fn itl(&self) -> Option<Latency> {
+        Latency::of(self.itl_us.clone())
     }
 
     /// Output tokens a second between the first and the last; `None` below two tokens.

@@ -33,14 +33,16 @@ pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
             .hint("use `tokrun generate --output json` for programs"));
     }
     answer::check(&args.answer)?;
-    load::use_threads(args.answer.compute.threads)?;
+    load::prepare_threads(&args.answer.compute.engine, args.answer.compute.threads)?;
     interrupt::install(format)?;
     let home = home::directory()?;
     let catalogue = Catalogue::load(&home)?;
     let payer = answer::payer(&args.answer.payer, &catalogue)?;
     let ledger = answer::ledger()?;
     let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
-    let loaded = load::start(&found, Arc::new(LedgerMeter(ledger.clone())), 1)?;
+    let compute = &args.answer.compute;
+    let meter = Arc::new(LedgerMeter(ledger.clone()));
+    let loaded = load::start(&found, meter, &compute.load_options(), compute.engine_options())?;
     let messages = args.answer.system.iter().map(|system| answer::message("system", system)).collect();
     Chat { args, payer, ledger, found, loaded, messages }.run()
 }

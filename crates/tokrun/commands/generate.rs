@@ -17,7 +17,7 @@ use crate::{home, interrupt, output};
 
 pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure> {
     answer::check(&args.answer)?;
-    load::use_threads(args.answer.compute.threads)?;
+    load::prepare_threads(&args.answer.compute.engine, args.answer.compute.threads)?;
     interrupt::install(format)?;
     let text = prompt_text(&args)?;
     if text.trim().is_empty() {
@@ -34,7 +34,9 @@ pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure>
     let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
     let request = answer::request(prompt, &args.answer, &payer, &found)?;
     let seed = request.sampling.seed;
-    let loaded = load::start(&found, Arc::new(LedgerMeter(ledger)), 1)?;
+    let compute = &args.answer.compute;
+    let meter = Arc::new(LedgerMeter(ledger));
+    let loaded = load::start(&found, meter, &compute.load_options(), compute.engine_options())?;
 
     let generation = loaded.runtime.generate(request)?;
     let answered = answer::follow(generation, |text| match format {

@@ -18,8 +18,9 @@ use crate::failure::{Failure, Status};
 /// Runs the command that was asked for.
 pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
     let format = cli.output;
-    if matches!(format, Format::Md | Format::Csv) && !matches!(cli.command, Command::Bench(_)) {
-        return Err(Failure::new(Status::Usage, "usage", "only `bench` prints md and csv").hint("use text or json"));
+    if matches!(format, Format::Md | Format::Csv | Format::Jsonl) && !matches!(cli.command, Command::Bench(_)) {
+        let what = "only `bench` prints md, csv and jsonl";
+        return Err(Failure::new(Status::Usage, "usage", what).hint("use text or json"));
     }
     match cli.command {
         Command::Generate(args) => generate::run(*args, format),

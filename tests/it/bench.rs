@@ -1,0 +1,167 @@
+//! `bench`: what it prints, and that its figures are made of what they say.
+
+use serde_json::Value;
+
+use crate::support::{Home, parse, text, tiny_model};
+
+/// Names that scripts for llama-bench look for.
+const LLAMA_BENCH_FIELDS: [&str; 22] = [
+    "cpu_info",
+    "backends",
+    "model_filename",
+    "model_type",
+    "model_size",
+    "model_n_params",
+    "n_batch",
+    "n_threads",
+    "type_k",
+    "type_v",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "test_time",
+    "avg_ns",
+    "stddev_ns",
+    "avg_ts",
+    "stddev_ts",
+    "samples_ns",
+    "samples_ts",
+    "ledger",
+    "concurrency",
+];
+
+fn rows(home: &Home, arguments: &[&str]) -> Vec<Value> {
+    home.json(&[&["bench", "--model", &tiny_model()], arguments].concat()).as_array().expect("a list").clone()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|number| number.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn rows_have_the_fields_of_llama_bench() {
+    let home = Home::new();
+    let rows = rows(&home, &["-p", "32", "-n", "16", "-r", "3"]);
+    assert_eq!(rows.len(), 2);
+    for (row, (n_prompt, n_gen)) in rows.iter().zip([(32, 0), (0, 16)]) {
+        for field in LLAMA_BENCH_FIELDS {
+            assert!(!row[field].is_null(), "{field} is missing: {row}");
+        }
+        assert_eq!((&row["n_prompt"], &row["n_gen"], &row["n_depth"]), (&n_prompt.into(), &n_gen.into(), &0.into()));
+        let (rates, times) = (numbers(&row["samples_ts"]), numbers(&row["samples_ns"]));
+        assert_eq!((rates.len(), times.len()), (3, 3));
+        for (rate, ns) in rates.iter().zip(&times) {
+            let tokens = f64::from(n_prompt + n_gen);
+            assert!((rate * ns / 1e9 / tokens - 1.0).abs() < 1e-6, "{rate} tokens/s in {ns} ns are not {tokens}");
+        }
+        let mean = rates.iter().sum::<f64>() / 3.0;
+        assert!((row["avg_ts"].as_f64().expect("a rate") / mean - 1.0).abs() < 1e-9);
+        assert_eq!(row["ledger"], true);
+        assert!(row["fsync_us"].is_number());
+    }
+    assert!(!home.path().join("ledger.db").exists(), "the bench touched the real ledger");
+    let left = std::fs::read_dir(home.path()).expect("the home is there").count();
+    assert_eq!(left, 0, "the bench left something behind");
+}
+
+#[test]
+fn lists_are_combined() {
+    let home = Home::new();
+    let arguments = ["-p", "8,16", "-n", "4", "--pg", "8,4", "-d", "0,16", "-b", "8,64", "-r", "1", "--ledger", "off"];
+    // Prefill at a depth needs a cache of prefixes, which candle has not.
+    let without_depth: Vec<&str> =
+        arguments.iter().copied().filter(|argument| *argument != "0,16" && *argument != "-d").collect();
+    let rows = rows(&home, &without_depth);
+    let tests: Vec<(&str, i64)> = rows
+        .iter()
+        .map(|row| (row["test"].as_str().expect("a name"), row["n_batch"].as_i64().expect("a count")))
+        .collect();
+    let expected = [8, 64].map(|batch| [("pp8", batch), ("pp16", batch), ("tg4", batch), ("pp8+tg4", batch)]).concat();
+    assert_eq!(tests, expected);
+    assert!(rows.iter().all(|row| row["ledger"] == false && row["fsync_us"].is_null()));
+}
+
+#[test]
+fn decoding_at_a_depth_is_named_and_counted_as_such() {
+    let home = Home::new();
+    let rows = rows(&home, &["-p", "0", "-n", "8", "-d", "0,40", "-r", "1", "--ledger", "off"]);
+    let tests: Vec<&str> = rows.iter().map(|row| row["test"].as_str().expect("a name")).collect();
+    assert_eq!(tests, ["tg8", "tg8 @ d40"]);
+    assert_eq!(rows[1]["n_depth"], 40);
+}
+
+#[test]
+fn requests_at_once_have_latencies() {
+    let home = Home::new();
+    let arguments = ["-p", "0", "-n", "12", "--concurrency", "1,3", "-r", "2"];
+    let rows = rows(&home, &arguments);
+    assert_eq!(rows.iter().map(|row| row["test"].clone()).collect::<Vec<_>>(), ["tg12", "tg12 x3"]);
+    for row in &rows {
+        for field in ["request_avg_ts", "ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms"] {
+            assert!(row[field].as_f64().is_some_and(|value| value >= 0.0), "{field}: {row}");
+        }
+        assert!(row["itl_p99_ms"].as_f64() >= row["itl_p50_ms"].as_f64());
+    }
+    let model = tiny_model();
+    let markdown = text(&home.run(&[&["bench", "--model", &model][..], &arguments].concat()).stdout);
+    assert!(markdown.contains("| TTFT p50 / p95 ms |") && markdown.contains("| tg12 x3 |"), "{markdown}");
+}
+
+#[test]
+fn every_format_holds_the_same_rows() {
+    let home = Home::new();
+    let model = tiny_model();
+    let run = |format| {
+        let arguments = ["bench", "--model", &model, "-p", "16", "-n", "8", "-r", "2", "--output", format];
+        let output = home.run(&arguments);
+        assert!(output.status.success(), "{format}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let markdown = run("md");
+    assert_eq!(markdown.lines().count(), 4, "{markdown}");
+    assert!(markdown.starts_with("| model | size | params | backend | threads |"), "{markdown}");
+    assert!(markdown.contains("| pp16 |") && markdown.contains("| tg8 |") && markdown.contains(" ± "), "{markdown}");
+    let cells: Vec<usize> = markdown.lines().map(|line| line.matches('|').count()).collect();
+    assert!(cells.iter().all(|count| *count == cells[0]), "{markdown}");
+
+    let csv = run("csv");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 3, "{csv}");
+    let names: Vec<&str> = lines[0].split(',').collect();
+    assert!(names.contains(&"avg_ts") && !names.contains(&"samples_ts"), "{csv}");
+
+    let objects: Vec<Value> =
+        run("jsonl").lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert_eq!(objects.iter().map(|row| row["test"].clone()).collect::<Vec<_>>(), ["pp16", "tg8"]);
+    let fields: Vec<&String> = objects[0].as_object().expect("an object").keys().collect();
+    let scalar = fields.iter().filter(|name| !name.starts_with("samples_")).count();
+    assert_eq!(scalar, names.len(), "CSV and JSON differ in fields");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let home = Home::new();
+    let model = tiny_model();
+    let refused = |arguments: &[&str], needle: &str| {
+        let output = home.run(&[&["bench", "--model", &model], arguments].concat());
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(needle), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: something was measured");
+    };
+    refused(&["-n", "100000"], "context");
+    refused(&["-d", "16000", "-n", "16000"], "context");
+    refused(&["-p", "8,x"], "invalid value");
+    refused(&["-b", "0"], "at least 1");
+    refused(&["-r", "0"], "invalid value");
+    refused(&["-t", "0"], "invalid value");
+    refused(&["--concurrency", "0"], "at least 1");
+    refused(&["--pg", "512"], "two numbers");
+    refused(&["--kv-cache-bytes", "lots"], "such as 512M");
+    refused(&["--context", "0"], "at least 1");
+    refused(&["--backend", "vulkan"], "invalid value");
+    refused(&["--backend", "candle", "-p", "16", "-n", "0", "-d", "16"], "cache of prefixes");
+    refused(&["--backend", "candle", "-p", "16", "-n", "0", "-t", "1,2"], "once for each thread count");
+    let output = home.run(&["bench", "--model", &model, "-n", "100000", "-p", "0", "--output", "json"]);
+    assert_eq!(parse(&output)["error"]["code"], "usage");
+}
