@@ -1,14 +1,18 @@
 //! The processor: which vector extensions it has, and the operations computed with them.
 
+mod attention;
+mod kv;
 mod memory;
 mod norm;
 mod pool;
+mod rope;
 mod rows;
 #[allow(dead_code, reason = "the kernels that use all of it are being built")]
 mod simd;
 #[cfg(test)]
 mod testing;
 
+pub use kv::CpuKv;
 pub use rows::CpuRows;
 pub use simd::Level;
 

@@ -142,17 +142,12 @@ pub(crate) struct Disjoint<'a, T> {
 
 // SAFETY: it gives out what an exclusive borrow would, and `part` asks for parts that do not overlap.
 #[expect(unsafe_code, reason = "shares an exclusive borrow")]
-unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+unsafe impl<T: Send + Sync> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     /// Shares `slice` for as long as it is borrowed.
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: NonNull::from(&mut *slice).cast(), len: slice.len(), slice: PhantomData }
-    }
-
-    /// Values in all.
-    pub(crate) fn len(&self) -> usize {
-        self.len
     }
 
     /// A part of the slice.
@@ -162,11 +157,27 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Panics
     /// When the part is not inside the slice.
+    #[inline]
     #[expect(unsafe_code, clippy::mut_from_ref, reason = "the caller says who writes where")]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
         // SAFETY: in bounds, and exclusive as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// A part of the slice, to read.
+    ///
+    /// # Safety
+    /// While it is in use, nobody has a [`part`](Self::part) that overlaps it.
+    ///
+    /// # Panics
+    /// When the part is not inside the slice.
+    #[inline]
+    #[expect(unsafe_code, reason = "the caller says who writes where")]
+    pub(crate) unsafe fn shared(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
+        // SAFETY: in bounds, and not written to as the caller promises.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) }
     }
 }
 

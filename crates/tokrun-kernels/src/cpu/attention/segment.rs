@@ -1,0 +1,306 @@
+//! Attention over one segment of the context, for several queries that share a key-value head.
+//!
+//! What a query gets from a segment depends on the query and the keys it sees alone: each score and each output value is
+//! one chain of multiply-adds in a fixed order, keys that it does not see weigh exactly nothing, and segments begin at
+//! fixed positions. So it does not matter which queries are computed together, or by whom.
+
+use super::super::kv::Element;
+use super::super::simd::{LANES, Simd};
+use std::ops::Range;
+
+/// Blocks of the cache a segment has.
+pub(super) const SEGMENT_BLOCKS: usize = 16;
+/// Tokens of a segment.
+pub(super) const SEGMENT_TOKENS: usize = SEGMENT_BLOCKS * LANES;
+/// Queries for which a vector of keys or values is used once it is loaded: with four such vectors, 24 sums that fit into
+/// registers.
+const QUERIES_MAX: usize = 6;
+
+/// Scores, and then weights, of one query with the tokens of a segment.
+pub(super) type Weights = [f32; SEGMENT_TOKENS];
+
+/// The blocks of a segment that are looked at.
+pub(super) struct Blocks<'a, E: Element> {
+    /// Of each block `[dim][16 tokens]`.
+    pub(super) keys: [&'a [[E::Bits; LANES]]; SEGMENT_BLOCKS],
+    /// Of each block `[16 tokens][dim]`.
+    pub(super) values: [&'a [[E::Bits; LANES]]; SEGMENT_BLOCKS],
+    /// How many there are.
+    pub(super) count: usize,
+    /// Whether they come from memory, and are worth asking for ahead of use.
+    pub(super) cold: bool,
+}
+
+impl<E: Element> Blocks<'_, E> {
+    pub(super) const NONE: Self =
+        Self { keys: [&[]; SEGMENT_BLOCKS], values: [&[]; SEGMENT_BLOCKS], count: 0, cold: false };
+}
+
+/// What a query got from the segments so far: weighted values `[dim]` that are not divided by their weight yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Softmax {
+    /// The largest score, in powers of two.
+    pub(super) top: f32,
+    /// Sum of the weights, `2^(score - top)`; 0 where nothing was seen.
+    pub(super) total: f32,
+}
+
+/// Scores of `queries`, `[weights.len(), dim]`, with the keys of all blocks.
+#[inline(always)]
+pub(super) fn score<S: Simd, E: Element>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    queries: &[f32],
+    dim: usize,
+    weights: &mut [Weights],
+) {
+    let passes = weights.len().div_ceil(QUERIES_MAX);
+    let mut start = 0;
+    for pass in 0..passes {
+        let end = weights.len() * (pass + 1) / passes;
+        let (queries, weights) = (&queries[start * dim..end * dim], &mut weights[start..end]);
+        match end - start {
+            1 => score_queries::<S, E, 1>(simd, blocks, queries, dim, weights),
+            2 => score_queries::<S, E, 2>(simd, blocks, queries, dim, weights),
+            3 => score_queries::<S, E, 3>(simd, blocks, queries, dim, weights),
+            4 => score_queries::<S, E, 4>(simd, blocks, queries, dim, weights),
+            5 => score_queries::<S, E, 5>(simd, blocks, queries, dim, weights),
+            _ => score_queries::<S, E, QUERIES_MAX>(simd, blocks, queries, dim, weights),
+        }
+        start = end;
+    }
+}
+
+#[inline(always)]
+fn score_queries<S: Simd, E: Element, const QUERIES: usize>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    queries: &[f32],
+    dim: usize,
+    weights: &mut [Weights],
+) {
+    let mut block = 0;
+    while blocks.count - block >= 4 {
+        score_blocks::<S, E, QUERIES, 4>(simd, blocks, block, queries, dim, weights);
+        block += 4;
+    }
+    if blocks.count - block >= 2 {
+        score_blocks::<S, E, QUERIES, 2>(simd, blocks, block, queries, dim, weights);
+        block += 2;
+    }
+    if block < blocks.count {
+        score_blocks::<S, E, QUERIES, 1>(simd, blocks, block, queries, dim, weights);
+    }
+}
+
+#[inline(always)]
+fn score_blocks<S: Simd, E: Element, const QUERIES: usize, const BLOCKS: usize>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    first: usize,
+    queries: &[f32],
+    dim: usize,
+    weights: &mut [Weights],
+) {
+    assert_eq!(weights.len(), QUERIES);
+    let mut query = [queries; QUERIES];
+    for (i, query) in query.iter_mut().enumerate() {
+        *query = &queries[i * dim..][..dim];
+    }
+    let mut keys = [blocks.keys[first]; BLOCKS];
+    let mut next = [blocks.keys[first].as_ptr(); BLOCKS];
+    for i in 0..BLOCKS {
+        keys[i] = &blocks.keys[first + i][..dim];
+        // Past the last keys come the values.
+        let ahead = first + BLOCKS + i;
+        next[i] =
+            if ahead < blocks.count { &blocks.keys[ahead] } else { &blocks.values[ahead - blocks.count] }.as_ptr();
+    }
+    let mut sums = [[simd.splat(0.0); BLOCKS]; QUERIES];
+    for d in 0..dim {
+        if blocks.cold {
+            for next in next {
+                simd.prefetch(next.wrapping_add(d).cast());
+            }
+        }
+        let mut key = [simd.splat(0.0); BLOCKS];
+        for (key, keys) in key.iter_mut().zip(keys) {
+            *key = E::load(simd, &keys[d]);
+        }
+        for (sums, query) in sums.iter_mut().zip(query) {
+            let query = simd.splat(query[d]);
+            for (sum, key) in sums.iter_mut().zip(key) {
+                *sum = simd.fma(query, key, *sum);
+            }
+        }
+    }
+    for (weights, sums) in weights.iter_mut().zip(sums) {
+        let (vectors, _) = weights.as_chunks_mut();
+        for (vector, sum) in vectors[first..][..BLOCKS].iter_mut().zip(sums) {
+            simd.store(sum, vector);
+        }
+    }
+}
+
+/// Turns the scores of a query with the tokens of `blocks` blocks into weights: 0 for those that are not `visible`.
+/// Scores are in powers of two, or in units of the cap where there is one: `cap` is what to multiply its tanh with.
+#[inline(always)]
+pub(super) fn weigh<S: Simd>(
+    simd: S,
+    weights: &mut Weights,
+    blocks: usize,
+    visible: Range<usize>,
+    cap: Option<f32>,
+) -> Softmax {
+    if visible.is_empty() {
+        weights[..blocks * LANES].fill(0.0);
+        return Softmax::default();
+    }
+    let (vectors, _) = weights.as_chunks_mut::<LANES>();
+    let vectors = &mut vectors[..blocks];
+    if let Some(cap) = cap {
+        for vector in vectors.iter_mut() {
+            let capped = simd.mul(simd.splat(cap), simd.tanh(simd.load(vector)));
+            simd.store(capped, vector);
+        }
+    }
+    let lowest = simd.splat(f32::NEG_INFINITY);
+    let mut top = lowest;
+    for (block, vector) in vectors.iter().enumerate() {
+        top = simd.max(top, keep(simd, simd.load(vector), lowest, block, &visible));
+    }
+    let top = simd.largest(top);
+    let mut total = simd.splat(0.0);
+    for (block, vector) in vectors.iter_mut().enumerate() {
+        let weight = simd.exp2(simd.sub(simd.load(vector), simd.splat(top)));
+        let weight = keep(simd, weight, simd.splat(0.0), block, &visible);
+        total = simd.add(total, weight);
+        simd.store(weight, vector);
+    }
+    Softmax { top, total: simd.sum(total) }
+}
+
+/// `x` for the visible tokens of a block, `other` for the rest.
+#[inline(always)]
+fn keep<S: Simd>(simd: S, x: S::F32, other: S::F32, block: usize, visible: &Range<usize>) -> S::F32 {
+    let start = block * LANES;
+    let mut kept = x;
+    if visible.end < start + LANES {
+        kept = simd.first_lanes(visible.end.saturating_sub(start), kept, other);
+    }
+    if visible.start > start {
+        kept = simd.first_lanes(visible.start - start, other, kept);
+    }
+    kept
+}
+
+/// The weighted sums of the values of all blocks, to `out`, `[weights.len(), dim]`.
+#[inline(always)]
+pub(super) fn mix<S: Simd, E: Element>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    weights: &[Weights],
+    dim: usize,
+    out: &mut [f32],
+) {
+    let passes = weights.len().div_ceil(QUERIES_MAX);
+    let mut start = 0;
+    for pass in 0..passes {
+        let end = weights.len() * (pass + 1) / passes;
+        let (weights, out) = (&weights[start..end], &mut out[start * dim..end * dim]);
+        match end - start {
+            1 => mix_queries::<S, E, 1>(simd, blocks, weights, dim, out),
+            2 => mix_queries::<S, E, 2>(simd, blocks, weights, dim, out),
+            3 => mix_queries::<S, E, 3>(simd, blocks, weights, dim, out),
+            4 => mix_queries::<S, E, 4>(simd, blocks, weights, dim, out),
+            5 => mix_queries::<S, E, 5>(simd, blocks, weights, dim, out),
+            _ => mix_queries::<S, E, QUERIES_MAX>(simd, blocks, weights, dim, out),
+        }
+        start = end;
+    }
+}
+
+#[inline(always)]
+fn mix_queries<S: Simd, E: Element, const QUERIES: usize>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    weights: &[Weights],
+    dim: usize,
+    out: &mut [f32],
+) {
+    let vectors = dim / LANES;
+    let mut at = 0;
+    while vectors - at >= 4 {
+        mix_vectors::<S, E, QUERIES, 4>(simd, blocks, weights, vectors, at, out);
+        at += 4;
+    }
+    while at < vectors {
+        mix_vectors::<S, E, QUERIES, 1>(simd, blocks, weights, vectors, at, out);
+        at += 1;
+    }
+}
+
+/// `VECTORS` vectors from `at` of each of the `vectors` a head has.
+#[inline(always)]
+fn mix_vectors<S: Simd, E: Element, const QUERIES: usize, const VECTORS: usize>(
+    simd: S,
+    blocks: &Blocks<'_, E>,
+    weights: &[Weights],
+    vectors: usize,
+    at: usize,
+    out: &mut [f32],
+) {
+    let weights: &[Weights; QUERIES] = weights.try_into().expect("as many as were counted");
+    let mut sums = [[simd.splat(0.0); VECTORS]; QUERIES];
+    for block in 0..blocks.count {
+        let values = blocks.values[block];
+        let next = blocks.values[(block + 2).min(blocks.count - 1)].as_ptr();
+        for token in 0..LANES {
+            let mut value = [simd.splat(0.0); VECTORS];
+            let from: &[[E::Bits; LANES]] = &values[token * vectors + at..][..VECTORS];
+            for (value, from) in value.iter_mut().zip(from) {
+                *value = E::load(simd, from);
+            }
+            if blocks.cold {
+                for i in 0..VECTORS {
+                    simd.prefetch(next.wrapping_add(token * vectors + at + i).cast());
+                }
+            }
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let weight = simd.splat(weights[block * LANES + token]);
+                for (sum, value) in sums.iter_mut().zip(value) {
+                    *sum = simd.fma(weight, value, *sum);
+                }
+            }
+        }
+    }
+    for (row, sums) in out.chunks_exact_mut(vectors * LANES).zip(sums) {
+        let (to, _) = row.as_chunks_mut();
+        for (to, sum) in to[at..][..VECTORS].iter_mut().zip(sums) {
+            simd.store(sum, to);
+        }
+    }
+}
+
+/// Adds what a later segment gave, `part` with `value`, to what the earlier ones did: always the same expression, in the
+/// order of segments.
+#[inline(always)]
+pub(super) fn merge<S: Simd>(simd: S, so_far: &mut Softmax, out: &mut [f32], part: Softmax, value: &[f32]) {
+    if part.total == 0.0 {
+        return;
+    }
+    if so_far.total == 0.0 {
+        *so_far = part;
+        out.copy_from_slice(value);
+        return;
+    }
+    let top = simd.max(simd.splat(so_far.top), simd.splat(part.top));
+    let old = simd.exp2(simd.sub(simd.splat(so_far.top), top));
+    let new = simd.exp2(simd.sub(simd.splat(part.top), top));
+    let total = simd.fma(simd.splat(so_far.total), old, simd.mul(simd.splat(part.total), new));
+    *so_far = Softmax { top: simd.largest(top), total: simd.largest(total) };
+    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(value.as_chunks().0) {
+        let sum = simd.fma(simd.load(out), old, simd.mul(simd.load(value), new));
+        simd.store(sum, out);
+    }
+}
