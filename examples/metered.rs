@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_tokens: Some(100),
         sampling: SamplingParams::greedy(),
         stop: Vec::new(),
+        grammar: None,
         ignore_eos: false,
         logprobs: None,
         priority: 0,

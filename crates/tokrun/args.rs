@@ -104,9 +104,28 @@ pub(crate) struct AnswerArgs {
     #[command(flatten)]
     pub(crate) payer: PayerArgs,
     #[command(flatten)]
+    pub(crate) form: FormArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+}
+
+/// One form at most; the model's end token then ends the answer, and nothing else does but --max-tokens, --stop and
+/// the allowance, which may cut it short.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Form of the answer (--max-tokens and --stop may still cut it short)")]
+#[group(multiple = false, conflicts_with = "ignore_eos")]
+pub(crate) struct FormArgs {
+    /// Answer with JSON that the JSON Schema in FILE describes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_schema: Option<PathBuf>,
+    /// Answer with text that the regular expression RE matches as a whole.
+    #[arg(long, value_name = "RE")]
+    pub(crate) regex: Option<String>,
+    /// Answer with text of the context-free grammar in FILE, in Lark's syntax.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) grammar: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -203,6 +203,7 @@ impl From<&EngineError> for Failure {
             EngineError::InvalidParameter(_)
             | EngineError::TemplateRefused { .. }
             | EngineError::UnknownToken { .. } => (Status::Usage, "usage"),
+            EngineError::InvalidGrammar { .. } => (Status::Usage, "invalid_grammar"),
             EngineError::NoChatTemplate => (Status::Usage, "no_chat_template"),
             _ => (Status::Failed, "engine"),
         };

@@ -57,6 +57,26 @@ pub enum EngineError {
         /// What the template said.
         reason: String,
     },
+    /// A grammar that cannot be understood or honoured, contradicts itself, or costs too much.
+    #[error("the {kind} cannot be used: {reason}")]
+    InvalidGrammar {
+        /// What it is: a JSON schema, a regular expression, a grammar.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// This model's answers cannot be held to any grammar.
+    #[error("this model cannot be held to a grammar: {reason}; use another model, or ask for free text")]
+    NoGrammars {
+        /// Why not.
+        reason: String,
+    },
+    /// The answer fits its grammar so far, and cannot go on.
+    #[error("the answer cannot go on under its grammar: {reason}; simplify the grammar")]
+    GrammarStuck {
+        /// Why not.
+        reason: String,
+    },
     /// A parameter outside its range.
     #[error(transparent)]
     InvalidParameter(#[from] InvalidParameter),

@@ -5,6 +5,7 @@
 
 mod engine;
 mod error;
+mod grammar;
 mod panics;
 mod request;
 mod sampler;
@@ -15,6 +16,7 @@ mod tokenizer;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, InvalidParameter, SubmitError};
+pub use grammar::{Grammar, GrammarCompiler};
 pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport, Submission, TenantId};
 pub use sampler::{Constraint, SamplingParams, TokenLogprob};
 pub use stop::{StopMatcher, StopStep};

@@ -22,6 +22,7 @@ mod tests;
 
 pub use detokenize::DetokenizeStream;
 use pieces::Pieces;
+pub(crate) use pieces::Start as TextStart;
 
 /// A model's tokenizer.
 #[derive(Debug)]
@@ -111,6 +112,11 @@ impl Tokenizer {
     /// One more than the highest token. A model may compute logits for more: those rows are padding.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// How a text of its own begins.
+    pub(crate) fn text_start(&self) -> TextStart {
+        self.pieces.start()
     }
 
     fn from_json(path: &Path) -> Result<Self, EngineError> {

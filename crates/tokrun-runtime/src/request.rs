@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tokrun_engine::{ChatMessage, EngineError, SamplingParams, SubmitError, TokenId};
+use tokrun_engine::{ChatMessage, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
 use tokrun_ledger::{Credits, LedgerError, Price};
 
 /// One request for text.
@@ -18,7 +18,9 @@ pub struct GenerateRequest {
     pub sampling: SamplingParams,
     /// Strings that end the answer and are not part of it.
     pub stop: Vec<String>,
-    /// Go on past the model's end tokens.
+    /// The form that the answer must have; it then ends where that says.
+    pub grammar: Option<Grammar>,
+    /// Go on past the model's end tokens; not with a grammar.
     pub ignore_eos: bool,
     /// Report the log-probability of each token, and of this many alternatives.
     pub logprobs: Option<usize>,

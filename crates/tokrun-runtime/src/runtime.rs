@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokrun_engine::{
-    ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, RenderOptions, RequestId, StepReport,
-    Submission, SubmitError, TenantId, TokenId, Tokenizer,
+    ChatTemplate, Constraint, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar, GrammarCompiler,
+    InvalidParameter, RenderOptions, RequestId, StepReport, Submission, SubmitError, TenantId, TokenId, Tokenizer,
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
@@ -49,6 +49,7 @@ struct ModelFacts {
     device: String,
     tokenizer: Arc<Tokenizer>,
     template: Result<ChatTemplate, EngineError>,
+    grammars: GrammarCompiler,
     end_tokens: Vec<TokenId>,
 }
 
@@ -93,6 +94,7 @@ impl Runtime {
             model: ModelFacts {
                 name: model.name,
                 device,
+                grammars: GrammarCompiler::new(Arc::clone(&model.tokenizer), model.end_tokens.clone()),
                 tokenizer: model.tokenizer,
                 template: model.template,
                 end_tokens: model.end_tokens,
@@ -129,6 +131,14 @@ impl Runtime {
         })
     }
 
+    /// Whether answers can be held to this grammar. The answer to the first such question takes a moment longer.
+    ///
+    /// # Errors
+    /// When the grammar cannot be used, or this model cannot be held to any.
+    pub fn check_grammar(&self, grammar: &Grammar) -> Result<(), RuntimeError> {
+        self.model.grammars.compile(grammar, false).map(drop).map_err(Into::into)
+    }
+
     /// Admits a request and begins to serve it. The returned handle yields its events.
     ///
     /// # Errors
@@ -157,6 +167,9 @@ impl Runtime {
         let vocab_size = self.model.tokenizer.vocab_size();
         if let Some(&token) = submission.sampling.logit_bias.keys().find(|token| **token as usize >= vocab_size) {
             return Err(EngineError::UnknownToken { token, vocab_size }.into());
+        }
+        if let Some(grammar) = &request.grammar {
+            submission.grammar = Some(self.constraint(grammar, &submission, rules.continues)?);
         }
 
         let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
@@ -197,6 +210,21 @@ impl Runtime {
             handed_over_tokens: 0,
             finished: false,
         })
+    }
+}
+
+impl Runtime {
+    fn constraint(
+        &self,
+        grammar: &Grammar,
+        submission: &Submission,
+        continues: bool,
+    ) -> Result<Box<dyn Constraint>, EngineError> {
+        if submission.end_tokens.is_empty() && !self.model.end_tokens.is_empty() {
+            let range = "false when a grammar says where the answer ends";
+            return Err(InvalidParameter { name: "ignore_eos", value: "true".to_owned(), range }.into());
+        }
+        self.model.grammars.compile(grammar, continues)
     }
 }
 

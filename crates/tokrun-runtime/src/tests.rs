@@ -184,6 +184,7 @@ fn request(id: usize, max_tokens: usize, stop: Vec<String>) -> GenerateRequest {
         max_tokens: Some(max_tokens),
         sampling: SamplingParams::greedy(),
         stop,
+        grammar: None,
         ignore_eos: false,
         logprobs: None,
         priority: 0,

@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use tokrun_engine::{ChatMessage, SamplingParams};
+use tokrun_engine::{ChatMessage, Grammar, SamplingParams};
 use tokrun_ledger::{FinishReason, Ledger, LedgerError};
 use tokrun_model::catalogue::{Catalogue, SamplingDefaults};
 use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt};
 
-use crate::args::{AnswerArgs, PayerArgs, SamplingArgs};
+use crate::args::{AnswerArgs, FormArgs, PayerArgs, SamplingArgs};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found};
 use crate::{home, interrupt, output};
@@ -16,6 +16,7 @@ use crate::{home, interrupt, output};
 /// The request that the flags describe.
 pub(crate) fn request(
     prompt: Prompt,
+    grammar: Option<Grammar>,
     args: &AnswerArgs,
     payer: &Payer,
     found: &Found,
@@ -26,6 +27,7 @@ pub(crate) fn request(
         max_tokens: args.sampling.max_tokens,
         sampling: sampling(&args.sampling, &found.sampling())?,
         stop: args.sampling.stop.clone(),
+        grammar,
         ignore_eos: args.sampling.ignore_eos,
         logprobs: args.sampling.logprobs,
         priority: 0,
@@ -46,6 +48,19 @@ pub(crate) fn check(args: &AnswerArgs) -> Result<(), Failure> {
             .hint("leave it out to generate until the answer ends"));
     }
     load::check_device(args.compute.device)
+}
+
+/// The form that the answer must have.
+pub(crate) fn grammar(args: &FormArgs) -> Result<Option<Grammar>, Failure> {
+    let read = |file: &Path| {
+        std::fs::read_to_string(file).map_err(|error| Failure::io(&format!("cannot read {}", file.display()), &error))
+    };
+    Ok(match (&args.json_schema, &args.regex, &args.grammar) {
+        (Some(file), _, _) => Some(Grammar::JsonSchema(read(file)?)),
+        (_, Some(expression), _) => Some(Grammar::Regex(expression.clone())),
+        (_, _, Some(file)) => Some(Grammar::Lark(read(file)?)),
+        (None, None, None) => None,
+    })
 }
 
 fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {

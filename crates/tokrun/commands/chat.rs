@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
-use tokrun_engine::ChatMessage;
+use tokrun_engine::{ChatMessage, Grammar};
 use tokrun_ledger::{FinishReason, Ledger};
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Payer, Prompt};
@@ -35,6 +35,7 @@ pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
     answer::check(&args.answer)?;
     load::prepare_threads(&args.answer.compute.engine, args.answer.compute.threads)?;
     interrupt::install(format)?;
+    let grammar = answer::grammar(&args.answer.form)?;
     let home = home::directory()?;
     let catalogue = Catalogue::load(&home)?;
     let payer = answer::payer(&args.answer.payer, &catalogue)?;
@@ -43,8 +44,11 @@ pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
     let compute = &args.answer.compute;
     let meter = Arc::new(LedgerMeter(ledger.clone()));
     let loaded = load::start(&found, meter, &compute.load_options(), compute.engine_options())?;
+    if let Some(grammar) = &grammar {
+        loaded.runtime.check_grammar(grammar)?;
+    }
     let messages = args.answer.system.iter().map(|system| answer::message("system", system)).collect();
-    Chat { args, payer, ledger, found, loaded, messages }.run()
+    Chat { args, payer, ledger, found, loaded, grammar, messages }.run()
 }
 
 struct Chat {
@@ -53,6 +57,8 @@ struct Chat {
     ledger: Ledger,
     found: Found,
     loaded: Loaded,
+    /// The form of every answer.
+    grammar: Option<Grammar>,
     messages: Vec<ChatMessage>,
 }
 
@@ -149,7 +155,7 @@ impl Chat {
     /// One metered answer; what goes wrong with it does not end the conversation.
     fn answer(&mut self, turn_begins: Vec<ChatMessage>) -> Result<Turned, Failure> {
         let prompt = Prompt::Chat(self.messages.clone());
-        let request = answer::request(prompt, &self.args.answer, &self.payer, &self.found)?;
+        let request = answer::request(prompt, self.grammar.clone(), &self.args.answer, &self.payer, &self.found)?;
         let generation = match self.loaded.runtime.generate(request) {
             Ok(generation) => generation,
             Err(error) => {

@@ -26,13 +26,14 @@ pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure>
         );
     }
     let prompt = prompt(text, &args);
+    let grammar = answer::grammar(&args.answer.form)?;
 
     let home = home::directory()?;
     let catalogue = Catalogue::load(&home)?;
     let payer = answer::payer(&args.answer.payer, &catalogue)?;
     let ledger = answer::ledger()?;
     let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
-    let request = answer::request(prompt, &args.answer, &payer, &found)?;
+    let request = answer::request(prompt, grammar, &args.answer, &payer, &found)?;
     let seed = request.sampling.seed;
     let compute = &args.answer.compute;
     let meter = Arc::new(LedgerMeter(ledger));

@@ -28,7 +28,7 @@ pub(super) struct Piece<'a> {
 
 /// How a text begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(crate) enum Start {
     /// As its tokens say.
     Plain,
     /// Without its first space, if it begins with one.

@@ -175,6 +175,7 @@ impl Test {
             max_tokens: Some(self.gen_tokens + 1),
             sampling: SamplingParams::greedy(),
             stop: Vec::new(),
+            grammar: None,
             ignore_eos: true,
             logprobs: None,
             priority: 0,
