@@ -1,0 +1,321 @@
+//! Superblocks of 256 columns whose scales are small integers times a half-precision number: Q2_K to Q6_K.
+//!
+//! Sub-scales are unpacked to a byte each. Products of a half and a small integer are exact in f32, so nothing is lost
+//! by multiplying them first.
+
+use super::legacy::FiveBits;
+use super::planes::{Bits, Nibbles, Pairs, file_bits, join};
+use super::{Format, GROUPS, Halfs, Pack, Spread, plain};
+use crate::cpu::simd::{LANES, Simd};
+use crate::dequantise::{k_scales, q3_k_scales};
+
+/// `scale * code - minimum`, a scale and a minimum for each 16 columns.
+pub(in crate::cpu) struct Q2K;
+/// `scale * (code - 4)`, a scale for each 16 columns.
+pub(in crate::cpu) struct Q3K;
+/// `scale * code - minimum`.
+pub(in crate::cpu) struct Q4K;
+/// `scale * code - minimum`.
+pub(in crate::cpu) struct Q5K;
+/// `scale * (code - 32)`, a scale for each 16 columns.
+pub(in crate::cpu) struct Q6K;
+
+/// Blocks of 32 columns a superblock.
+const BLOCKS: usize = 8;
+
+/// Codes of three bits.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct ThreeBits {
+    low: Pairs,
+    high: Bits,
+}
+
+/// Codes of six bits.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct SixBits {
+    low: Nibbles,
+    high: Pairs,
+}
+
+/// Scales and minimums of each 32 columns.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct BlockScales {
+    scale: Halfs,
+    min: Halfs,
+    scales: [[u8; LANES]; BLOCKS],
+    mins: [[u8; LANES]; BLOCKS],
+}
+
+/// Scales of each 16 columns.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct HalfScales {
+    scale: Halfs,
+    scales: [[[i8; LANES]; 2]; BLOCKS],
+}
+
+/// Scales (low nibbles) and minimums (high nibbles) of each 16 columns.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct NibbleScales {
+    scale: Halfs,
+    min: Halfs,
+    packed: [[[u8; LANES]; 2]; BLOCKS],
+}
+
+plain!(ThreeBits SixBits BlockScales HalfScales NibbleScales);
+
+impl BlockScales {
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        [simd.mul(self.scale.get(simd), simd.load_u8(&self.scales[block])); 2]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        let min = simd.sub(simd.splat(0.0), self.min.get(simd));
+        [simd.mul(min, simd.load_u8(&self.mins[block])); 2]
+    }
+
+    /// From the 16 bytes at the start of a superblock.
+    #[inline(always)]
+    fn put(&mut self, row: usize, file: &[u8]) {
+        self.scale.put(row, file, 0);
+        self.min.put(row, file, 2);
+        let (scales, mins) = k_scales(&file[4..16]);
+        for block in 0..BLOCKS {
+            self.scales[block][row] = scales[block];
+            self.mins[block][row] = mins[block];
+        }
+    }
+}
+
+impl HalfScales {
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        let scale = self.scale.get(simd);
+        let [first, second] = &self.scales[block];
+        [simd.mul(scale, simd.load_i8(first)), simd.mul(scale, simd.load_i8(second))]
+    }
+
+    #[inline(always)]
+    fn put(&mut self, row: usize, file: &[u8], scale_at: usize, scales: [i8; 2 * BLOCKS]) {
+        self.scale.put(row, file, scale_at);
+        for (to, from) in self.scales.as_flattened_mut().iter_mut().zip(scales) {
+            to[row] = from;
+        }
+    }
+}
+
+impl NibbleScales {
+    /// The low and the high nibbles of 16 bytes.
+    #[inline(always)]
+    fn unpack<S: Simd>(simd: S, packed: &[u8; LANES]) -> [S::F32; 2] {
+        let both = simd.load_u8(packed);
+        // `high + (low - 7.5) / 16` is nearest to `high`.
+        let high = simd.round(simd.fma(both, simd.splat(1.0 / 16.0), simd.splat(-7.5 / 16.0)));
+        [simd.fma(high, simd.splat(-16.0), both), high]
+    }
+}
+
+/// Where the two halves of 256 codes that share 32 bytes four times begin: the pair of bits of block `block`.
+#[inline(always)]
+fn pairs_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
+    file_bits(&file[block / 4 * 32..], block % 4 * 2, 0x0303_0303)
+}
+
+/// Nibbles of block `block`, of which two share 32 bytes.
+#[inline(always)]
+fn nibbles_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
+    file_bits(&file[block / 2 * 32..], block % 2 * 4, 0x0f0f_0f0f)
+}
+
+impl Format for Q2K {
+    type Codes = [Pairs; BLOCKS];
+    type Scales = NibbleScales;
+    type Spread = Spread<true, true, 0>;
+    const BLOCKS: usize = BLOCKS;
+    const HALVES: bool = true;
+    const MINS: bool = true;
+    const ZERO_BITS: Option<u32> = None;
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
+        codes[block].get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &NibbleScales, block: usize) -> [S::F32; 2] {
+        let scale = scales.scale.get(simd);
+        let [first, second] = &scales.packed[block];
+        let ([first, _], [second, _]) = (NibbleScales::unpack(simd, first), NibbleScales::unpack(simd, second));
+        [simd.mul(scale, first), simd.mul(scale, second)]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(simd: S, scales: &NibbleScales, block: usize) -> [S::F32; 2] {
+        let min = simd.sub(simd.splat(0.0), scales.min.get(simd));
+        let [first, second] = &scales.packed[block];
+        let ([_, first], [_, second]) = (NibbleScales::unpack(simd, first), NibbleScales::unpack(simd, second));
+        [simd.mul(min, first), simd.mul(min, second)]
+    }
+}
+
+impl Pack for Q2K {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut NibbleScales) {
+        scales.scale.put(row, file, 80);
+        scales.min.put(row, file, 82);
+        for (to, from) in scales.packed.as_flattened_mut().iter_mut().zip(file) {
+            to[row] = *from;
+        }
+        for (block, codes) in codes.iter_mut().enumerate() {
+            codes.put(row, &pairs_of_block(&file[16..80], block));
+        }
+    }
+}
+
+impl Format for Q3K {
+    type Codes = [ThreeBits; BLOCKS];
+    type Scales = HalfScales;
+    type Spread = Spread<true, false, 2>;
+    const BLOCKS: usize = BLOCKS;
+    const HALVES: bool = true;
+    const MINS: bool = false;
+    const ZERO_BITS: Option<u32> = Some(2);
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
+        let codes = &codes[block];
+        simd.or(codes.low.get(simd, group), codes.high.get::<S, 2>(simd, group))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &HalfScales, block: usize) -> [S::F32; 2] {
+        scales.scales(simd, block)
+    }
+}
+
+impl Pack for Q3K {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {
+        scales.put(row, file, 108, q3_k_scales(&file[96..108]));
+        for (block, codes) in codes.iter_mut().enumerate() {
+            let low = pairs_of_block(&file[32..96], block);
+            codes.low.put(row, &low);
+            codes.high.put::<2>(row, &join::<2>(low, file_bits(file, block, 0x0101_0101)));
+        }
+    }
+}
+
+impl Format for Q4K {
+    type Codes = [Nibbles; BLOCKS];
+    type Scales = BlockScales;
+    type Spread = Spread<false, true, 0>;
+    const BLOCKS: usize = BLOCKS;
+    const HALVES: bool = false;
+    const MINS: bool = true;
+    const ZERO_BITS: Option<u32> = None;
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
+        codes[block].get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
+        scales.scales(simd, block)
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
+        scales.mins(simd, block)
+    }
+}
+
+impl Pack for Q4K {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
+        scales.put(row, file);
+        for (block, codes) in codes.iter_mut().enumerate() {
+            codes.put(row, &nibbles_of_block(&file[16..], block));
+        }
+    }
+}
+
+impl Format for Q5K {
+    type Codes = [FiveBits; BLOCKS];
+    type Scales = BlockScales;
+    type Spread = Spread<false, true, 0>;
+    const BLOCKS: usize = BLOCKS;
+    const HALVES: bool = false;
+    const MINS: bool = true;
+    const ZERO_BITS: Option<u32> = None;
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
+        codes[block].get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
+        scales.scales(simd, block)
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
+        scales.mins(simd, block)
+    }
+}
+
+impl Pack for Q5K {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
+        scales.put(row, file);
+        for (block, codes) in codes.iter_mut().enumerate() {
+            let high = file_bits(&file[16..48], block, 0x0101_0101);
+            codes.put(row, &join::<4>(nibbles_of_block(&file[48..], block), high));
+        }
+    }
+}
+
+impl Format for Q6K {
+    type Codes = [SixBits; BLOCKS];
+    type Scales = HalfScales;
+    type Spread = Spread<true, false, 5>;
+    const BLOCKS: usize = BLOCKS;
+    const HALVES: bool = true;
+    const MINS: bool = false;
+    const ZERO_BITS: Option<u32> = Some(5);
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
+        let codes = &codes[block];
+        simd.or(codes.low.get(simd, group), simd.shift_left::<4>(codes.high.get(simd, group)))
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &HalfScales, block: usize) -> [S::F32; 2] {
+        scales.scales(simd, block)
+    }
+}
+
+impl Pack for Q6K {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {
+        let mut sub_scales = [0; 2 * BLOCKS];
+        for (to, from) in sub_scales.iter_mut().zip(&file[192..208]) {
+            *to = from.cast_signed();
+        }
+        scales.put(row, file, 208, sub_scales);
+        for (block, codes) in codes.iter_mut().enumerate() {
+            // 128 columns share 64 bytes: blocks 0 and 1 their low nibbles, 2 and 3 their high ones.
+            let bytes = &file[block / 4 * 64 + block % 2 * 32..];
+            codes.low.put(row, &file_bits(bytes, block % 4 / 2 * 4, 0x0f0f_0f0f));
+            codes.high.put(row, &pairs_of_block(&file[128..192], block));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Blocks of 32 columns with half-precision scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. As large as in the file.
+
+use super::planes::{Bits, Nibbles, Whole, file_nibbles, join, word};
+use super::{Format, GROUPS, Halfs, Pack, Spread, plain};
+use crate::cpu::simd::Simd;
+
+/// `scale * (code - 8)`.
+pub(in crate::cpu) struct Q4_0;
+/// `scale * code + minimum`.
+pub(in crate::cpu) struct Q4_1;
+/// `scale * (code - 16)`.
+pub(in crate::cpu) struct Q5_0;
+/// `scale * code + minimum`.
+pub(in crate::cpu) struct Q5_1;
+/// `scale * (code - 128)`.
+pub(in crate::cpu) struct Q8_0;
+
+/// Codes of five bits.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct FiveBits {
+    low: Nibbles,
+    high: Bits,
+}
+
+impl FiveBits {
+    #[inline(always)]
+    pub(super) fn get<S: Simd>(&self, simd: S, group: usize) -> S::Bytes {
+        simd.or(self.low.get(simd, group), self.high.get::<S, 4>(simd, group))
+    }
+
+    #[inline(always)]
+    pub(super) fn put(&mut self, row: usize, codes: &[u32; GROUPS]) {
+        self.low.put(row, codes);
+        self.high.put::<4>(row, codes);
+    }
+}
+
+/// A scale and a minimum a row.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct ScaleAndMin {
+    scale: Halfs,
+    min: Halfs,
+}
+
+plain!(FiveBits ScaleAndMin);
+
+impl Format for Q4_0 {
+    type Codes = Nibbles;
+    type Scales = Halfs;
+    type Spread = Spread<false, false, 3>;
+    const BLOCKS: usize = 1;
+    const HALVES: bool = false;
+    const MINS: bool = false;
+    const ZERO_BITS: Option<u32> = Some(3);
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
+        codes.get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
+        [scales.get(simd); 2]
+    }
+}
+
+impl Pack for Q4_0 {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut Halfs) {
+        scales.put(row, file, 0);
+        codes.put(row, &file_nibbles(&file[2..]));
+    }
+}
+
+impl Format for Q4_1 {
+    type Codes = Nibbles;
+    type Scales = ScaleAndMin;
+    type Spread = Spread<false, true, 0>;
+    const BLOCKS: usize = 1;
+    const HALVES: bool = false;
+    const MINS: bool = true;
+    const ZERO_BITS: Option<u32> = None;
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
+        codes.get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
+        [scales.scale.get(simd); 2]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
+        [scales.min.get(simd); 2]
+    }
+}
+
+impl Pack for Q4_1 {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut ScaleAndMin) {
+        scales.scale.put(row, file, 0);
+        scales.min.put(row, file, 2);
+        codes.put(row, &file_nibbles(&file[4..]));
+    }
+}
+
+impl Format for Q5_0 {
+    type Codes = FiveBits;
+    type Scales = Halfs;
+    type Spread = Spread<false, false, 4>;
+    const BLOCKS: usize = 1;
+    const HALVES: bool = false;
+    const MINS: bool = false;
+    const ZERO_BITS: Option<u32> = Some(4);
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &FiveBits, _: usize, group: usize) -> S::Bytes {
+        codes.get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
+        [scales.get(simd); 2]
+    }
+}
+
+impl Pack for Q5_0 {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut Halfs) {
+        scales.put(row, file, 0);
+        codes.put(row, &join::<4>(file_nibbles(&file[6..]), fifth_bits(word(file, 2))));
+    }
+}
+
+impl Format for Q5_1 {
+    type Codes = FiveBits;
+    type Scales = ScaleAndMin;
+    type Spread = Spread<false, true, 0>;
+    const BLOCKS: usize = 1;
+    const HALVES: bool = false;
+    const MINS: bool = true;
+    const ZERO_BITS: Option<u32> = None;
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &FiveBits, _: usize, group: usize) -> S::Bytes {
+        codes.get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
+        [scales.scale.get(simd); 2]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
+        [scales.min.get(simd); 2]
+    }
+}
+
+impl Pack for Q5_1 {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut ScaleAndMin) {
+        scales.scale.put(row, file, 0);
+        scales.min.put(row, file, 2);
+        codes.put(row, &join::<4>(file_nibbles(&file[8..]), fifth_bits(word(file, 4))));
+    }
+}
+
+/// Bit `4 g + i` becomes bit 0 of byte `i` of group `g`.
+#[inline(always)]
+fn fifth_bits(bits: u32) -> [u32; GROUPS] {
+    let mut codes = [0; GROUPS];
+    for (group, codes) in codes.iter_mut().enumerate() {
+        let four = (bits >> (4 * group)) & 15;
+        // Four copies, each moved so that another bit comes to lie at the bottom of its byte.
+        *codes = (four | four << 7 | four << 14 | four << 21) & 0x0101_0101;
+    }
+    codes
+}
+
+impl Format for Q8_0 {
+    type Codes = Whole;
+    type Scales = Halfs;
+    type Spread = Spread<false, false, 7>;
+    const BLOCKS: usize = 1;
+    const HALVES: bool = false;
+    const MINS: bool = false;
+    const ZERO_BITS: Option<u32> = Some(7);
+
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, codes: &Whole, _: usize, group: usize) -> S::Bytes {
+        codes.get(simd, group)
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
+        [scales.get(simd); 2]
+    }
+}
+
+impl Pack for Q8_0 {
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Whole, scales: &mut Halfs) {
+        scales.put(row, file, 0);
+        let mut offset = [0; GROUPS];
+        for (i, offset) in offset.iter_mut().enumerate() {
+            *offset = word(file, 2 + 4 * i) ^ 0x8080_8080;
+        }
+        codes.put(row, &offset);
+    }
+}
