@@ -1,10 +1,18 @@
 //! The processor: which vector extensions it has, and the operations computed with them.
 
+mod activations;
+mod arena;
 mod attention;
+mod floats;
+mod formats;
+mod gated;
 mod kv;
+mod linear;
+mod matrix;
 mod memory;
 mod norm;
 mod pool;
+mod product;
 mod rope;
 mod rows;
 #[allow(dead_code, reason = "the kernels that use all of it are being built")]

@@ -1,13 +1,14 @@
 //! Activations in the forms that weights multiply with: int8 in blocks of 32 with a scale, bf16, f32.
 //!
-//! Rows lie in *groups* of 8 (of 4, 2 and 1 at the end), the rows that a kernel works on at once: a block of 32 columns of
-//! all rows of a group is together. Which group a row is in changes nothing about its values.
+//! Rows lie in *groups* of 8 (of 4 or 1 at the end), the rows that a kernel works on at once: a block of 32 columns of all
+//! rows of a group is together. A group may have room for more rows than there are; what lies there is never stored
+//! anywhere. Which group a row is in changes nothing about its values.
 
 use super::formats::BLOCK;
 use super::memory::{Buffer, Pages, Plain};
+use super::norm::{inverse_rms, load_part};
 use super::pool::Pool;
 use super::simd::{Kernel, LANES, Level, Simd};
-use super::norm::{inverse_rms, load_part};
 use crate::{KernelError, Norm};
 
 #[cfg(test)]
@@ -89,21 +90,12 @@ impl<T> std::fmt::Debug for Array<T> {
     }
 }
 
-// SAFETY: arrays of such types.
-#[expect(unsafe_code, reason = "what the memory holds cannot be checked")]
-unsafe impl Plain for [[i8; 4]; 8] {}
-// SAFETY: arrays of such types.
-#[expect(unsafe_code, reason = "what the memory holds cannot be checked")]
-unsafe impl Plain for [u16; BLOCK] {}
-// SAFETY: arrays of such types.
-#[expect(unsafe_code, reason = "what the memory holds cannot be checked")]
-unsafe impl Plain for [f32; BLOCK] {}
-
 impl Encoded {
     /// Room for `rows` rows of `width` values; memory is taken when it is used.
     pub(super) fn new(level: Level, rows: usize, width: usize) -> Result<Self, KernelError> {
         let blocks = width.div_ceil(BLOCK);
-        let slots = rows.checked_mul(blocks).ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
+        let slots = rows.checked_next_multiple_of(GROUP_ROWS_MAX).and_then(|rows| rows.checked_mul(blocks));
+        let slots = slots.ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
         let planes = Planes {
             codes: array(slots)?,
             scales: array(slots)?,
@@ -181,7 +173,8 @@ impl Encoded {
         for (row, &source) in rows.iter().enumerate() {
             for block in 0..blocks {
                 let (to, at) = (slots.slot(row, block), slot(from.rows, from.group, blocks, source, block));
-                let (to_half, at_half) = (slots.half_slots(row, block), half_slots(from.rows, from.group, blocks, source, block));
+                let (to_half, at_half) =
+                    (slots.half_slots(row, block), half_slots(from.rows, from.group, blocks, source, block));
                 let (planes, source) = (&mut self.planes, &from.planes);
                 if forms.int8 {
                     planes.codes.0[to] = source.codes.0[at];
@@ -260,7 +253,7 @@ fn array<T: Plain>(len: usize) -> Result<Array<T>, KernelError> {
 pub(super) struct GroupAt {
     /// Its first row.
     pub(super) row: usize,
-    /// Its rows: a power of two.
+    /// Rows it has room for.
     pub(super) size: usize,
     /// The slot of its first row's first block.
     slot: usize,
@@ -277,21 +270,19 @@ pub(super) struct Int8Blocks<'a, const T: usize> {
     pub(super) half_sums: &'a [[[f32; T]; 2]],
 }
 
-/// Rows of the next group, of `left` rows that are left.
+/// Rows of the next group, of `left` rows that are left: 1, 4 or 8, the last ones of which may not be there.
 fn group_size(left: usize, largest: usize) -> usize {
-    if left >= largest { largest } else { 1 << left.ilog2() }
+    match left {
+        1 => 1,
+        2..=4 => largest.min(4),
+        _ => largest,
+    }
 }
 
 /// First row and size of the group of `row`.
 fn group_of(rows: usize, largest: usize, row: usize) -> (usize, usize) {
-    let mut start = row / largest * largest;
-    loop {
-        let size = group_size(rows - start, largest);
-        if row < start + size {
-            return (start, size);
-        }
-        start += size;
-    }
+    let start = row / largest * largest;
+    (start, group_size(rows - start, largest))
 }
 
 /// Where block `block` of `row` lies.

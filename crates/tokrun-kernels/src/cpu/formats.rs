@@ -10,8 +10,6 @@ mod legacy;
 mod planes;
 mod spread;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 pub(super) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(super) use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
@@ -100,38 +98,43 @@ macro_rules! with_format {
 }
 pub(super) use with_format;
 
-/// Bytes of the codes and the scales of a unit of 16 rows of a quantised type, and its blocks.
-pub(super) fn unit_sizes<F: Format>() -> (usize, usize, usize) {
-    (size_of::<F::Codes>(), size_of::<F::Scales>(), F::BLOCKS)
+/// Bytes of a unit of 16 rows.
+pub(super) const fn unit_bytes<F: Format>() -> usize {
+    size_of::<F::Codes>() + size_of::<F::Scales>()
 }
 
-/// What a block means in numbers: column `4 group + i` of row `r` of the tile at `[group][4 r + i]`.
+/// The 32 columns of one block of row `row` of a tile, as numbers.
 #[inline(always)]
-pub(super) fn block_values<S: Simd, F: Format>(
+pub(super) fn row_values<S: Simd, F: Format>(
     simd: S,
-    codes: &F::Codes,
-    scales: &F::Scales,
+    (codes, scales): (&F::Codes, &F::Scales),
     block: usize,
-) -> [[f32; 4 * LANES]; GROUPS] {
-    let mut lanes = [[[0.0; LANES]; 2]; 2];
-    for (to, from) in lanes.iter_mut().zip([F::scales(simd, scales, block), F::mins(simd, scales, block)]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            simd.store(from, to);
-        }
-    }
-    let [scales, mins] = lanes;
+    row: usize,
+) -> [f32; BLOCK] {
+    let scales_of_row = lanes_of(simd, F::scales(simd, scales, block), row);
+    let mins_of_row = lanes_of(simd, F::mins(simd, scales, block), row);
     let zero = F::ZERO_BITS.map_or(0, |bits| 1 << bits);
-    let mut values = [[0.0; 4 * LANES]; GROUPS];
-    for (group, values) in values.iter_mut().enumerate() {
+    let mut values = [0.0; BLOCK];
+    for (group, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         let half = if F::HALVES { group / 4 } else { 0 };
         let mut bytes = [0; 4 * LANES];
         simd.store_bytes(F::codes(simd, codes, block, group), &mut bytes);
-        for (i, (value, byte)) in values.iter_mut().zip(bytes).enumerate() {
-            let product = scales[half][i / 4] * (i32::from(byte) - zero) as f32;
-            *value = if F::MINS { product + mins[half][i / 4] } else { product };
+        for (value, code) in values.iter_mut().zip(&bytes[4 * row..]) {
+            let product = scales_of_row[half] * (i32::from(*code) - zero) as f32;
+            *value = if F::MINS { product + mins_of_row[half] } else { product };
         }
     }
     values
+}
+
+/// Lane `row` of each.
+#[inline(always)]
+fn lanes_of<S: Simd>(simd: S, vectors: [S::F32; 2], row: usize) -> [f32; 2] {
+    let mut lanes = [[0.0; LANES]; 2];
+    for (to, from) in lanes.iter_mut().zip(vectors) {
+        simd.store(from, to);
+    }
+    [lanes[0][row], lanes[1][row]]
 }
 
 /// 16 scales of 16 rows, half precision.

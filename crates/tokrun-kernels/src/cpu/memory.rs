@@ -25,6 +25,10 @@ macro_rules! plain {
 }
 plain!(u8 i8 u16 i16 u32 i32 u64 f32);
 
+// SAFETY: an array holds its elements and nothing else.
+#[expect(unsafe_code, reason = "what the memory holds cannot be checked")]
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
 /// Which pages a buffer wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pages {
@@ -71,6 +75,11 @@ impl<T: Plain> Buffer<T> {
         let start = unsafe { mapping.add(offset) };
         advise(start, bytes, pages);
         Ok(Self { start: start.cast(), len, mapping, mapped_bytes })
+    }
+
+    /// Where it begins: for those who hand out parts of it themselves.
+    pub(crate) fn start(&self) -> NonNull<T> {
+        self.start
     }
 }
 

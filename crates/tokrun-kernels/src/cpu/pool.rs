@@ -156,7 +156,7 @@ impl Worker<'_> {
 }
 
 /// Part `index` of `parts` of `count` things.
-fn share(count: usize, index: usize, parts: usize) -> Range<usize> {
+pub(super) fn share(count: usize, index: usize, parts: usize) -> Range<usize> {
     count * index / parts..count * (index + 1) / parts
 }
 

@@ -3,21 +3,25 @@
 //! Each output has one order of roundings: blocks of 32 columns from left to right. How many rows and tiles a kernel has
 //! in its registers, and whether weights were unpacked before, changes nothing about it.
 
-use super::activations::{Encoded, Forms, GroupAt};
+use super::activations::{Encoded, Forms, GroupAt, Int8Blocks};
 use super::formats::{BLOCK, Format, GROUPS};
 use super::memory::{Disjoint, Plain};
+use super::norm::{load_part, store_part};
 use super::simd::{Kernel, LANES, Simd};
 
 /// How far ahead of the weights in use the next ones are asked for, in bytes.
 const AHEAD_BYTES: usize = 8192;
 const LINE_BYTES: usize = 64;
 
-/// Repeats a block with constant indices, so that arrays of sums become registers.
-macro_rules! unroll {
-    ($i:ident in [$($k:literal)*], if $condition:expr => $block:block) => {
+/// Repeats a block with each constant index of a group.
+macro_rules! each_group {
+    ($i:ident => $block:block) => {
+        each_group!(@ $i [0 1 2 3 4 5 6 7] $block)
+    };
+    (@ $i:ident [$($k:literal)*] $block:block) => {
         $({
-            let $i: usize = $k;
-            if $condition $block
+            const $i: usize = $k;
+            $block
         })*
     };
 }
@@ -77,7 +81,8 @@ impl<'a, F: Format> UnitTile<'a, F> {
             simd.prefetch_once(codes.wrapping_add(line * LINE_BYTES));
         }
         let scale_bytes = size_of::<F::Scales>().div_ceil(F::BLOCKS);
-        let scales = std::ptr::from_ref(&self.scales[unit]).cast::<u8>().wrapping_add(block * scale_bytes + AHEAD_BYTES);
+        let scales =
+            std::ptr::from_ref(&self.scales[unit]).cast::<u8>().wrapping_add(block * scale_bytes + AHEAD_BYTES);
         simd.prefetch_once(scales);
     }
 }
@@ -104,53 +109,15 @@ impl<F: Format> Weights for Quantised<F> {
         for unit in 0..units {
             for block in 0..F::BLOCKS {
                 let column = unit * F::BLOCKS + block;
-                let codes = &x.codes[column];
-                let zero = simd.splat_i32(0);
-                let mut dots = [[[zero; T]; P]; 2];
-                unroll!(t in [0 1 2 3 4 5 6 7], if t < T => {
-                    if let Some(bits) = F::ZERO_BITS {
-                        let starts = if F::HALVES {
-                            [x.half_totals[column][0][t], x.half_totals[column][1][t]]
-                        } else {
-                            [x.totals[column][t], 0]
-                        };
-                        for p in 0..P {
-                            dots[0][p][t] = times_power(simd, starts[0], bits);
-                            if F::HALVES {
-                                dots[1][p][t] = times_power(simd, starts[1], bits);
-                            }
-                        }
-                    }
-                });
-                unroll!(i in [0 1 2 3 4 5 6 7], if i < GROUPS => {
-                    // Groups `g` and `g + 4` often share a plane: 0 4 1 5 2 6 3 7, unless halves have their own sums.
-                    let group = if F::HALVES { i } else { i / 2 + i % 2 * 4 };
-                    let half = if F::HALVES { group / 4 } else { 0 };
-                    let mut weights = [simd.splat_byte(0); P];
-                    for p in 0..P {
-                        weights[p] = F::codes(simd, &tiles[p].codes[unit], block, group);
-                    }
-                    unroll!(t in [0 1 2 3 4 5 6 7], if t < T => {
-                        let four = simd.splat_lane(&codes[t][group]);
-                        for p in 0..P {
-                            dots[half][p][t] = simd.dot4(dots[half][p][t], weights[p], four);
-                        }
-                    });
-                });
+                let dots = dot_products::<S, F, T, P>(simd, &tiles, (unit, block), &x, column);
                 for p in 0..P {
                     if F::STREAMED {
                         tiles[p].prefetch(simd, unit, block);
                     }
                     let scales = F::scales(simd, &tiles[p].scales[unit], block);
                     let mins = F::mins(simd, &tiles[p].scales[unit], block);
-                    unroll!(t in [0 1 2 3 4 5 6 7], if t < T => {
-                        let first = simd.to_f32(dots[0][p][t]);
-                        let product = if F::HALVES {
-                            let second = simd.mul(simd.to_f32(dots[1][p][t]), scales[1]);
-                            simd.fma(first, scales[0], second)
-                        } else {
-                            simd.mul(first, scales[0])
-                        };
+                    for t in 0..T {
+                        let product = scale::<S, F>(simd, [dots[0][p][t], dots[1][p][t]], scales);
                         sums[p][t] = simd.fma(product, simd.splat(x.scales[column][t]), sums[p][t]);
                         if F::MINS && F::HALVES {
                             sums[p][t] = simd.fma(mins[0], simd.splat(x.half_sums[column][0][t]), sums[p][t]);
@@ -158,10 +125,65 @@ impl<F: Format> Weights for Quantised<F> {
                         } else if F::MINS {
                             sums[p][t] = simd.fma(mins[0], simd.splat(x.sums[column][t]), sums[p][t]);
                         }
-                    });
+                    }
                 }
             }
         }
+    }
+}
+
+/// Products of one block of all tiles and rows: of its halves, or of all of it and nothing.
+#[inline(always)]
+fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
+    simd: S,
+    tiles: &[UnitTile<'_, F>; P],
+    (unit, block): (usize, usize),
+    x: &Int8Blocks<'_, T>,
+    column: usize,
+) -> [[[S::I32; T]; P]; 2] {
+    let mut dots = [[[simd.splat_i32(0); T]; P]; 2];
+    if let Some(bits) = F::ZERO_BITS {
+        for t in 0..T {
+            let [first, second] = if F::HALVES {
+                [x.half_totals[column][0][t], x.half_totals[column][1][t]]
+            } else {
+                [x.totals[column][t], 0]
+            };
+            for p in 0..P {
+                dots[0][p][t] = times_power(simd, first, bits);
+                if F::HALVES {
+                    dots[1][p][t] = times_power(simd, second, bits);
+                }
+            }
+        }
+    }
+    each_group!(I => {
+        // Groups `g` and `g + 4` often share a plane: 0 4 1 5 2 6 3 7, unless halves have their own sums.
+        let group = if F::HALVES { I } else { I / 2 + I % 2 * 4 };
+        let half = if F::HALVES { group / 4 } else { 0 };
+        let mut weights = [simd.splat_byte(0); P];
+        for p in 0..P {
+            weights[p] = F::codes(simd, &tiles[p].codes[unit], block, group);
+        }
+        for t in 0..T {
+            let four = simd.splat_lane(&x.codes[column][t][group]);
+            for p in 0..P {
+                dots[half][p][t] = simd.dot4(dots[half][p][t], weights[p], four);
+            }
+        }
+    });
+    dots
+}
+
+/// Integer products times the block's scales.
+#[inline(always)]
+fn scale<S: Simd, F: Format>(simd: S, dots: [S::I32; 2], scales: [S::F32; 2]) -> S::F32 {
+    let first = simd.to_f32(dots[0]);
+    if F::HALVES {
+        let second = simd.mul(simd.to_f32(dots[1]), scales[1]);
+        simd.fma(first, scales[0], second)
+    } else {
+        simd.mul(first, scales[0])
     }
 }
 
@@ -218,14 +240,14 @@ pub(super) struct Target<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Consecutive tiles times rows.
+/// Consecutive tiles, an even number of them, times rows.
 pub(super) struct MultiplyTiles<'a, W: Weights> {
     pub(super) tiles: &'a [u8],
     pub(super) tile_bytes: usize,
     /// Blocks of columns a tile.
     pub(super) blocks: usize,
     pub(super) input: &'a Encoded,
-    /// Rows to multiply with: whole groups.
+    /// Rows to multiply with: whole groups, but for the last.
     pub(super) rows: std::ops::Range<usize>,
     /// First block of the input's columns.
     pub(super) first_block: usize,
@@ -238,42 +260,31 @@ impl<W: Weights> Kernel for MultiplyTiles<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let count = self.tiles.len() / self.tile_bytes;
-        let mut tile = 0;
-        while tile < count {
-            let pair = S::PAIRS && tile + 1 < count;
+        // Eight rows with two sums an output fill the registers with one tile.
+        if S::PAIRS && W::SUMS == 1 { self.in_steps::<S, 2>(simd) } else { self.in_steps::<S, 1>(simd) }
+    }
+}
+
+impl<W: Weights> MultiplyTiles<'_, W> {
+    /// `P` tiles at a time; there are whole steps of them.
+    #[inline(always)]
+    fn in_steps<S: Simd, const P: usize>(&self, simd: S) {
+        for tile in (0..self.tiles.len() / self.tile_bytes).step_by(P) {
             for at in self.input.groups().skip_while(|at| at.row < self.rows.start) {
                 if at.row >= self.rows.end {
                     break;
                 }
                 match at.size {
-                    8 if S::GROUP_ROWS >= 8 => self.group::<S, 8>(simd, tile, pair, at),
-                    4 if S::GROUP_ROWS >= 4 => self.group::<S, 4>(simd, tile, pair, at),
-                    2 if S::GROUP_ROWS >= 2 => self.group::<S, 2>(simd, tile, pair, at),
-                    _ => self.group::<S, 1>(simd, tile, pair, at),
+                    8 if S::GROUP_ROWS >= 8 => self.step::<S, 8, P>(simd, tile, at),
+                    4 if S::GROUP_ROWS >= 4 => self.step::<S, 4, P>(simd, tile, at),
+                    _ => self.step::<S, 1, P>(simd, tile, at),
                 }
             }
-            tile += 1 + usize::from(pair);
-        }
-    }
-}
-
-impl<W: Weights> MultiplyTiles<'_, W> {
-    #[inline(always)]
-    fn group<S: Simd, const T: usize>(&self, simd: S, tile: usize, pair: bool, at: GroupAt) {
-        // Eight rows with two sums each fill the registers with one tile.
-        if pair && S::PAIRS && W::SUMS * T <= 8 {
-            self.tiles::<S, T, 2>(simd, tile, at);
-        } else {
-            self.tiles::<S, T, 1>(simd, tile, at);
-            if pair {
-                self.tiles::<S, T, 1>(simd, tile + 1, at);
-            }
         }
     }
 
     #[inline(always)]
-    fn tiles<S: Simd, const T: usize, const P: usize>(&self, simd: S, tile: usize, at: GroupAt) {
+    fn step<S: Simd, const T: usize, const P: usize>(&self, simd: S, tile: usize, at: GroupAt) {
         let mut tiles = [W::tile(&self.tiles[tile * self.tile_bytes..], self.blocks); P];
         for p in 1..P {
             tiles[p] = W::tile(&self.tiles[(tile + p) * self.tile_bytes..], self.blocks);
@@ -281,24 +292,24 @@ impl<W: Weights> MultiplyTiles<'_, W> {
         let mut sums = [[simd.splat(0.0); T]; P];
         if self.target.add {
             for p in 0..P {
-                for t in 0..T {
+                for t in 0..T.min(self.rows.end - at.row) {
                     sums[p][t] = self.load(simd, tile + p, at.row + t);
                 }
             }
         }
         W::multiply::<S, T, P>(simd, tiles, (self.input, at, self.first_block), &mut sums);
         for p in 0..P {
-            for t in 0..T {
+            for t in 0..T.min(self.rows.end - at.row) {
                 self.store(simd, tile + p, at.row + t, sums[p][t]);
             }
         }
     }
 
-    /// Outputs of `tile` for `row`.
+    /// Outputs of `tile` for `row`: 16, or fewer where the matrix ends.
     #[inline(always)]
     fn outputs(&self, tile: usize, row: usize) -> &mut [f32] {
         let target = &self.target;
-        let first = tile * LANES;
+        let first = target.outputs.min(tile * LANES);
         let count = LANES.min(target.outputs - first);
         let start = (row - self.rows.start + target.first_row) * target.stride + target.column + first;
         #[expect(unsafe_code, reason = "threads share one matrix")]
@@ -310,17 +321,17 @@ impl<W: Weights> MultiplyTiles<'_, W> {
 
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, tile: usize, row: usize) -> S::F32 {
-        super::norm::load_part(simd, self.outputs(tile, row))
+        load_part(simd, self.outputs(tile, row))
     }
 
     #[inline(always)]
     fn store<S: Simd>(&self, simd: S, tile: usize, row: usize, sum: S::F32) {
         let outputs = self.outputs(tile, row);
         let sum = match self.target.bias {
-            Some(bias) => simd.add(sum, super::norm::load_part(simd, &bias[tile * LANES..][..outputs.len()])),
+            Some(bias) => simd.add(sum, load_part(simd, &bias[bias.len().min(tile * LANES)..][..outputs.len()])),
             None => sum,
         };
-        super::norm::store_part(simd, sum, outputs);
+        store_part(simd, sum, outputs);
     }
 }
 

@@ -33,6 +33,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I32: Copy;
     /// 16 x 4 bytes, signed or not as the operation says.
     type Bytes: Copy;
+    /// Rows whose sums fit into the registers beside one tile of weights: 1, 4 or 8.
+    const GROUP_ROWS: usize;
+    /// Whether sums of a second tile do too.
+    const PAIRS: bool;
 
     fn splat(self, x: f32) -> Self::F32;
     fn load(self, from: &[f32; LANES]) -> Self::F32;
@@ -148,6 +152,18 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+/// [`Simd::GROUP_ROWS`] of a level.
+struct GroupRows;
+
+impl Kernel for GroupRows {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::GROUP_ROWS
+    }
+}
+
 /// An instruction set that this machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(Kind);
@@ -202,6 +218,11 @@ impl Level {
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
         }
+    }
+
+    /// Rows that kernels of this level work on at once.
+    pub(crate) fn group_rows(self) -> usize {
+        self.run(GroupRows)
     }
 
     /// Runs `kernel` compiled for this level.

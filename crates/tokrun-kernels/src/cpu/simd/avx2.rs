@@ -76,6 +76,8 @@ impl Simd for Avx2 {
     type F32 = [__m256; 2];
     type I32 = [__m256i; 2];
     type Bytes = [__m256i; 2];
+    const GROUP_ROWS: usize = 4;
+    const PAIRS: bool = false;
 
     halves! {
         fn add(a: Self::F32, b: Self::F32) -> Self::F32 = _mm256_add_ps;

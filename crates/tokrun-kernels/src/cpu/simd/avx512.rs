@@ -56,6 +56,8 @@ impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
     type Bytes = __m512i;
+    const GROUP_ROWS: usize = 8;
+    const PAIRS: bool = true;
 
     operations! {
         fn splat(x: f32) -> __m512 = _mm512_set1_ps(x);

@@ -105,6 +105,8 @@ impl Simd for Neon {
     type F32 = [float32x4_t; 4];
     type I32 = [int32x4_t; 4];
     type Bytes = [uint8x16_t; 4];
+    const GROUP_ROWS: usize = 4;
+    const PAIRS: bool = false;
 
     quarters! {
         fn add(a: Self::F32, b: Self::F32) -> Self::F32 = vaddq_f32;

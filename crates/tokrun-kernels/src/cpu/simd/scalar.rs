@@ -48,6 +48,8 @@ impl Simd for Scalar {
     type F32 = [f32; LANES];
     type I32 = [i32; LANES];
     type Bytes = [u8; 64];
+    const GROUP_ROWS: usize = 1;
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {
