@@ -360,7 +360,7 @@ impl<E: Element> Job<'_, E> {
         for block in first_block..end_block {
             #[expect(unsafe_code, reason = "threads share one cache")]
             // SAFETY: blocks of this head are written to before the barrier, or by this item: see `store`.
-            let (keys, values) = unsafe { self.layer.head(span.blocks[block], unit.kv_head) };
+            let [keys, values] = unsafe { self.layer.head(span.blocks[block], unit.kv_head) };
             blocks.keys[blocks.count] = keys;
             blocks.values[blocks.count] = values;
             blocks.count += 1;

@@ -123,11 +123,12 @@ impl<'a, E: Element> Layer<'a, E> {
     /// Nobody stores into that block and head meanwhile.
     #[inline(always)]
     #[expect(unsafe_code, reason = "threads share one cache")]
-    pub(super) unsafe fn head(&self, block: BlockId, head: usize) -> (&[[E::Bits; LANES]], &[[E::Bits; LANES]]) {
+    pub(super) unsafe fn head(&self, block: BlockId, head: usize) -> [&[[E::Bits; LANES]]; 2] {
         let start = self.start(block, head);
         // SAFETY: as the caller promises.
         let both = unsafe { self.memory.shared(start..start + head_values(self.padded_dim)) };
-        both.as_chunks().0.split_at(self.padded_dim)
+        let (keys, values) = both.as_chunks().0.split_at(self.padded_dim);
+        [keys, values]
     }
 
     /// Stores key and value, `[padded_dim]` each, of one token. They are made finite first: what one sequence left behind

@@ -170,8 +170,10 @@ impl<'a, T> Disjoint<'a, T> {
     #[expect(unsafe_code, clippy::mut_from_ref, reason = "the caller says who writes where")]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
+        // SAFETY: in bounds.
+        let start = unsafe { self.start.add(range.start) };
         // SAFETY: in bounds, and exclusive as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), range.len()) }
     }
 
     /// A part of the slice, to read.
@@ -185,8 +187,10 @@ impl<'a, T> Disjoint<'a, T> {
     #[expect(unsafe_code, reason = "the caller says who writes where")]
     pub(crate) unsafe fn shared(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} values", self.len);
+        // SAFETY: in bounds.
+        let start = unsafe { self.start.add(range.start) };
         // SAFETY: in bounds, and not written to as the caller promises.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), range.len()) }
     }
 }
 

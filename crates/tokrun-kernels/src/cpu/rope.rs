@@ -1,8 +1,10 @@
 //! Rotary positions: sines and cosines of a step's rows, computed once for all layers and heads.
 
 use super::norm::{load_part, store_part};
+use super::pool::Pool;
+use super::rows::by_rows;
 use super::simd::{LANES, Simd};
-use crate::{Rope, RopeStyle, Span};
+use crate::{Rope, RopeStyle};
 
 /// A rope with the factors of the rows of the current step.
 pub(super) struct RopeTable {
@@ -16,53 +18,57 @@ impl RopeTable {
         Self { rope, factors: Vec::new() }
     }
 
-    /// Computes the factors of the rows of `spans`, which are in order and without gaps.
-    pub(super) fn begin(&mut self, spans: &[Span]) {
-        self.factors.clear();
-        for position in spans.iter().flat_map(|span| (span.start..).take(span.rows.len())) {
-            self.push_row(position as f64);
+    /// Computes the factors of rows at the given positions.
+    pub(super) fn begin(&mut self, pool: &mut Pool, positions: &[usize]) {
+        let Self { rope, factors } = self;
+        let width = rope.width();
+        factors.resize(positions.len() * 2 * width, 0.0);
+        if width == 0 {
+            return;
         }
-    }
-
-    fn push_row(&mut self, position: f64) {
-        let magnitude = f64::from(self.rope.magnitude);
-        // In f64: a float32 angle of 100,000 radians is off by some thousandths.
-        let turns = self.rope.frequencies.iter().map(|&frequency| (position * f64::from(frequency)).sin_cos());
-        let start = self.factors.len();
-        match self.rope.style {
-            RopeStyle::Halves => {
-                self.factors.extend(turns.clone().map(|(_, cosine)| (magnitude * cosine) as f32));
-                self.factors.extend(turns.map(|(sine, _)| (magnitude * sine) as f32));
+        by_rows(pool, factors, 2 * width, |rows, factors| {
+            for (position, factors) in positions[rows].iter().zip(factors.chunks_exact_mut(2 * width)) {
+                let (own, partner) = factors.split_at_mut(width);
+                rope.factors(*position as f64, own, partner);
             }
-            RopeStyle::Interleaved => {
-                let width = self.width();
-                self.factors.resize(start + 2 * width, 0.0);
-                let (own, partner) = self.factors[start..].split_at_mut(width);
-                for (i, (sine, cosine)) in turns.enumerate() {
-                    own[2 * i..][..2].fill((magnitude * cosine) as f32);
-                    partner[2 * i] = (-magnitude * sine) as f32;
-                    partner[2 * i + 1] = (magnitude * sine) as f32;
-                }
-            }
-        }
-    }
-
-    /// Factors of each kind a row has.
-    fn width(&self) -> usize {
-        match self.rope.style {
-            RopeStyle::Halves => self.rope.frequencies.len(),
-            RopeStyle::Interleaved => 2 * self.rope.frequencies.len(),
-        }
+        });
     }
 
     /// Turns a head of row `row` in place.
     #[inline(always)]
     pub(super) fn rotate<S: Simd>(&self, simd: S, row: usize, head: &mut [f32]) {
-        let width = self.width();
+        let width = self.rope.width();
         let (own, partner) = self.factors[row * 2 * width..][..2 * width].split_at(width);
         match self.rope.style {
             RopeStyle::Halves => rotate_halves(simd, own, partner, head),
             RopeStyle::Interleaved => rotate_pairs(simd, own, partner, head),
+        }
+    }
+}
+
+impl Rope {
+    /// Factors of each kind a row has.
+    fn width(&self) -> usize {
+        match self.style {
+            RopeStyle::Halves => self.frequencies.len(),
+            RopeStyle::Interleaved => 2 * self.frequencies.len(),
+        }
+    }
+
+    /// The factors of one position.
+    fn factors(&self, position: f64, own: &mut [f32], partner: &mut [f32]) {
+        let magnitude = f64::from(self.magnitude);
+        for (i, &frequency) in self.frequencies.iter().enumerate() {
+            // In f64: an angle of 100,000 radians in f32 is off by some thousandths.
+            let (sine, cosine) = (position * f64::from(frequency)).sin_cos();
+            let (sine, cosine) = ((magnitude * sine) as f32, (magnitude * cosine) as f32);
+            match self.style {
+                RopeStyle::Halves => (own[i], partner[i]) = (cosine, sine),
+                RopeStyle::Interleaved => {
+                    own[2 * i..][..2].fill(cosine);
+                    partner[2 * i..][..2].copy_from_slice(&[-sine, sine]);
+                }
+            }
         }
     }
 }

@@ -94,7 +94,8 @@ impl Case {
                 qkv.row_mut(row).copy_from_slice(&self.qkv(*token as usize / 100_000, *token as usize % 100_000));
             }
             if let Some(table) = &mut table {
-                table.begin(&step.spans);
+                let positions = step.spans.iter().flat_map(|span| (span.start..).take(span.rows.len()));
+                table.begin(&mut pool, &positions.collect::<Vec<_>>());
             }
             let inputs = Inputs { attention: &self.attention, rope: table.as_ref(), spans: &step.spans, qkv: &qkv };
             attend(&mut pool, level, &mut workspace, inputs, LAYERS - 1, &mut kv, &mut out);
@@ -228,7 +229,7 @@ fn what_is_not_finite_stays_with_its_sequence() {
                 let mut qkv = CpuRows::new(1, case.width()).expect("little memory");
                 let mut out = CpuRows::new(1, 32).expect("little memory");
                 qkv.row_mut(0).copy_from_slice(&values(position));
-                table.begin(&step.spans);
+                table.begin(&mut pool, &[position]);
                 let inputs = Inputs { attention: &case.attention, rope: Some(&table), spans: &step.spans, qkv: &qkv };
                 attend(&mut pool, Level::best(), &mut workspace, inputs, 1, kv, &mut out);
                 all.extend_from_slice(out.row(0));
