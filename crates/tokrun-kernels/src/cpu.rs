@@ -3,6 +3,8 @@
 mod activations;
 mod arena;
 mod attention;
+mod backend;
+mod bandwidth;
 mod floats;
 mod formats;
 mod gated;
@@ -10,6 +12,7 @@ mod kv;
 mod linear;
 mod matrix;
 mod memory;
+mod moe;
 mod norm;
 mod pool;
 mod product;
@@ -20,6 +23,8 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
+pub use activations::Encoded as CpuEncoded;
+pub use backend::{Cpu, CpuGated, CpuLinear, CpuOptions};
 pub use kv::CpuKv;
 pub use rows::CpuRows;
 pub use simd::Level;

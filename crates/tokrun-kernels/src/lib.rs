@@ -15,6 +15,7 @@ pub use backend::{
     Activation, Attention, Backend, BlockId, Consumer, Expert, KV_BLOCK_TOKENS, KvShape, KvType, MatrixSource, Norm,
     OpTime, Rope, RopeId, RopeStyle, Routing, RowSource, Span, Step, Store,
 };
+pub use cpu::{Cpu, CpuOptions};
 pub use dequantise::dequantise;
 pub use error::KernelError;
 pub use reference::Reference;
