@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::ModelError;
 
 mod normalise;
+pub(crate) mod sizes;
 #[cfg(test)]
 mod tests;
 

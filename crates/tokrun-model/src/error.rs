@@ -48,6 +48,9 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The weights cannot be read or packed, or memory for computing with them cannot be had.
+    #[error("the weights cannot be loaded")]
+    Weights(#[from] tokrun_kernels::KernelError),
     /// The arithmetic failed.
     #[error("the model could not be computed")]
     Compute(#[from] candle_core::Error),

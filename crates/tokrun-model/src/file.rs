@@ -174,13 +174,28 @@ impl ModelFile {
     /// # Errors
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
-        if options.backend == BackendChoice::Native {
-            let reason = format!("there is no native executor for {} yet; use candle", self.info.architecture);
-            return Err(ModelError::Unsupported { reason });
+        match options.backend {
+            BackendChoice::Native => self.load_native(options),
+            // The native one becomes the first choice with its fast backend.
+            BackendChoice::Candle | BackendChoice::Auto => self.load_candle(options, Vec::new()),
         }
+    }
+
+    fn load_native(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        let (path, info) = (&self.path, &self.info);
         match &self.source {
-            Source::Gguf { file, header } => crate::candle::load_gguf(&self.path, file, header, options),
-            Source::Folder { config, weights } => crate::candle::load_safetensors(&self.path, config, weights, options),
+            Source::Gguf { file, header } => crate::native::load_gguf(path, file, header, info, options),
+            Source::Folder { config, weights } => crate::native::load_safetensors(path, config, weights, info, options),
+        }
+    }
+
+    fn load_candle(&self, options: &LoadOptions, notes: Vec<String>) -> Result<Box<dyn Executor>, ModelError> {
+        let path = &self.path;
+        match &self.source {
+            Source::Gguf { file, header } => crate::candle::load_gguf(path, file, header, options, notes),
+            Source::Folder { config, weights } => {
+                crate::candle::load_safetensors(path, config, weights, options, notes)
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod executor;
 mod file;
 pub mod gguf;
 mod mmap;
+mod native;
 pub mod pull;
 mod safetensors;
 pub mod store;

@@ -11,7 +11,10 @@ use crate::ModelError;
 /// Pages are read from disk as they are touched and shared between processes. A file that another program *shortens*
 /// while it is mapped ends this process with a bus error; model files are replaced by renaming, never rewritten.
 #[derive(Debug)]
-pub(crate) struct MappedFile(memmap2::Mmap);
+pub(crate) struct MappedFile {
+    map: memmap2::Mmap,
+    file: File,
+}
 
 impl MappedFile {
     /// Maps the regular file at `path`.
@@ -26,7 +29,12 @@ impl MappedFile {
         // rewrites the file meanwhile cannot be enforced; every length taken from it is checked before it is used, so
         // the worst a writer can cause is wrong numbers or a bus error, not memory corruption by this process.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(read_error)?;
-        Ok(Self(map))
+        Ok(Self { map, file })
+    }
+
+    /// Fills `bytes` from `offset` on, past the mapping: what is read so is not counted as this process's memory.
+    pub(crate) fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset)
     }
 }
 
@@ -34,6 +42,6 @@ impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }

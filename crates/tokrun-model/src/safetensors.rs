@@ -82,6 +82,11 @@ impl Weights {
         &self.shards[tensor.shard][tensor.start..tensor.end]
     }
 
+    /// The file that a tensor of this model lies in, and its first byte there.
+    pub(crate) fn place(&self, tensor: &TensorInfo) -> (&MappedFile, u64) {
+        (&self.shards[tensor.shard], tensor.start as u64)
+    }
+
     fn add_shard(&mut self, path: &Path) -> Result<(), ModelError> {
         let file = MappedFile::open(path)?;
         // Checks that the header fits, parses, and that the tensors cover the rest of the file without gap or overlap.

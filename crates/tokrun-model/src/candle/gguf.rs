@@ -46,6 +46,7 @@ pub(crate) fn load(
     file: &Arc<MappedFile>,
     header: &Header,
     options: &LoadOptions,
+    notes: Vec<String>,
 ) -> Result<Box<dyn Executor>, ModelError> {
     let architecture = header.architecture();
     if let Some((_, fault)) = WRONG.iter().find(|(name, _)| *name == architecture) {
@@ -83,7 +84,7 @@ pub(crate) fn load(
         embedded_tokens: sizes.embedded_tokens,
         context_tokens,
     };
-    Ok(executor(loaded, options.sequences_max))
+    Ok(executor(loaded, options.sequences_max, notes))
 }
 
 /// The header as candle wants it: every setting spelled out, and in the width candle insists on.

@@ -14,7 +14,6 @@ use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, 
 mod families;
 mod gguf;
 mod safetensors;
-mod sizes;
 
 pub(crate) use gguf::{load as load_gguf, resident_bytes as gguf_resident_bytes};
 pub(crate) use safetensors::load as load_safetensors;
@@ -86,6 +85,7 @@ pub(crate) struct Loaded {
 /// Runs one loaded model.
 struct CandleExecutor {
     info: ExecutorInfo,
+    notes: Vec<String>,
     pieces: Pieces,
     embedded_tokens: usize,
     /// The model with an empty cache, from which sequences are made; lent to the only sequence if it cannot be copied.
@@ -104,7 +104,7 @@ struct Sequence {
 }
 
 /// Makes an executor of a loaded model.
-pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn Executor> {
+pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>, notes: Vec<String>) -> Box<dyn Executor> {
     let can_fork = loaded.decoder.fork().is_some();
     let sequences_max = if can_fork { sequences_max.unwrap_or(SEQUENCES_MAX).max(1) } else { 1 };
     Box::new(CandleExecutor {
@@ -116,6 +116,7 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>) -> Box<dyn 
             sequences_max,
             paging: None,
         },
+        notes,
         pieces: loaded.pieces,
         embedded_tokens: loaded.embedded_tokens,
         pristine: Some(loaded.decoder),
@@ -169,6 +170,10 @@ impl Executor for CandleExecutor {
         if self.pristine.is_none() && dropped.decoder.reset() {
             self.pristine = Some(dropped.decoder);
         }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 

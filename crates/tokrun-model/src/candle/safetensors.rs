@@ -14,8 +14,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::families::{FAMILIES, Family, WRONG};
-use super::{CONTEXT_TOKENS_MAX, Decoder, Loaded, executor, guarded, sizes};
-use crate::config::Config;
+use super::{CONTEXT_TOKENS_MAX, Decoder, Loaded, executor, guarded};
+use crate::config::{Config, sizes};
 use crate::safetensors::{TensorInfo, Weights};
 use crate::{Executor, LoadOptions, ModelError};
 
@@ -25,6 +25,7 @@ pub(crate) fn load(
     config: &Config,
     weights: &Arc<Weights>,
     options: &LoadOptions,
+    notes: Vec<String>,
 ) -> Result<Box<dyn Executor>, ModelError> {
     let family = find_family(config.model_type())?;
     let config = config.clone().with_defaults(&family.defaults());
@@ -41,7 +42,7 @@ pub(crate) fn load(
         embedded_tokens: vocab_size,
         context_tokens,
     };
-    Ok(executor(loaded, options.sequences_max))
+    Ok(executor(loaded, options.sequences_max, notes))
 }
 
 /// Builds the model from its weights, every one of which must be used.

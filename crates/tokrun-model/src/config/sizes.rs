@@ -1,5 +1,5 @@
-//! Sizes in `config.json` that candle would believe before it looks at a tensor: it multiplies and divides by them,
-//! and computes tables of them, so a lie must be found out here.
+//! Sizes in `config.json` that executors would believe before they look at a tensor: they multiply and divide by them,
+//! and compute tables of them, so a lie must be found out here.
 
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ const NOT_ZERO: &[&str] = &[
 ];
 
 /// Says what is wrong with the sizes of a model of `tensors` tensors.
-pub(super) fn check(config: &Config, tensors: usize) -> Result<(), String> {
+pub(crate) fn check(config: &Config, tensors: usize) -> Result<(), String> {
     for (name, value) in config.settings() {
         check_one(name, value)?;
     }

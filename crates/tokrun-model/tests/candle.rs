@@ -1,43 +1,19 @@
-//! Every family against Hugging Face transformers in float32, on tiny random models.
+//! Every family that candle computes against Hugging Face transformers in float32, on tiny random models.
 //!
 //! The fixtures and their references come from `crates/xtask/fixtures`. Weights there are drawn so large that a wrong
 //! window, rotation or scale moves logits by whole units; float32 in another order moves them by 1e-5.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
-use tokrun_model::{Executor, Extend, LoadOptions, ModelError, ModelFile, SequenceHandle};
+use support::{Reference, best, change_settings, copy_of, distance, fixtures, logits, reference};
+use tokrun_model::{BackendChoice, Executor, Extend, LoadOptions, ModelError, ModelFile, SequenceHandle};
+
+mod support;
 
 /// Largest distance of a logit from the reference.
 const DISTANCE_MAX: f32 = 1e-3;
 /// The reference's lead, in logits, above which the same token must be chosen.
 const MARGIN: f32 = 0.01;
-
-#[derive(Deserialize)]
-struct Reference {
-    prompts: Vec<Prompt>,
-}
-
-#[derive(Deserialize)]
-struct Prompt {
-    prompt_ids: Vec<u32>,
-    token_ids: Vec<u32>,
-    margins: Vec<f32>,
-    logits: Vec<Row>,
-}
-
-/// The logits after `position` tokens of prompt and continuation together.
-#[derive(Deserialize)]
-struct Row {
-    position: usize,
-    values: Vec<f32>,
-}
-
-impl Prompt {
-    fn all(&self) -> Vec<u32> {
-        self.prompt_ids.iter().chain(&self.token_ids).copied().collect()
-    }
-}
 
 /// A test a fixture.
 macro_rules! families {
@@ -49,10 +25,10 @@ macro_rules! families {
             }
         )*
 
-        /// Every fixture folder is either computed above or refused below.
+        /// Every fixture folder is either computed above or refused below, or there for the native executor.
         #[test]
         fn every_fixture_has_a_test() {
-            let tested = [$($fixture,)* "gemma2-query-scale", "smollm2-135m"];
+            let tested: Vec<_> = [$($fixture),*].into_iter().chain(NATIVE_ONLY.iter().copied()).collect();
             for entry in std::fs::read_dir(fixtures()).expect("the fixtures are committed") {
                 let name = entry.expect("it can be listed").file_name().into_string().expect("names are UTF-8");
                 assert!(name.starts_with("gguf-") || tested.contains(&name.as_str()), "nothing tests {name}");
@@ -60,6 +36,17 @@ macro_rules! families {
         }
     };
 }
+
+/// Fixtures that `native.rs` computes.
+const NATIVE_ONLY: &[&str] = &[
+    "gemma2-query-scale",
+    "llama-bias",
+    "llama-linear",
+    "llama-yarn",
+    "phi4-longrope",
+    "qwen2-sliding",
+    "smollm2-135m",
+];
 
 families! {
     // Fixture, and the context that is computed: candle's windows are off by one in the prompt and missing after it, so
@@ -113,7 +100,7 @@ fn gguf_quantised_and_widened() {
 fn gguf_quantised() {
     for kind in ["q8_0", "q4_1"] {
         let path = fixtures().join("gguf-llama").join(format!("{kind}.gguf"));
-        let options = LoadOptions { float32_bytes_max: Some(0), ..LoadOptions::default() };
+        let options = LoadOptions { float32_bytes_max: Some(0), ..candle() };
         let mut executor = ModelFile::open(&path).and_then(|file| file.load(&options)).expect("the model loads");
         let (mut sum, mut count) = (0.0, 0.0);
         for prompt in reference(&path.with_extension("json")).prompts {
@@ -302,61 +289,14 @@ fn windows_limit_the_context() {
     }
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
-}
-
-fn reference(path: &Path) -> Reference {
-    let text = std::fs::read_to_string(path).expect("the fixture is committed");
-    serde_json::from_str(&text).expect("the fixture is valid")
+fn candle() -> LoadOptions {
+    LoadOptions { backend: BackendChoice::Candle, ..LoadOptions::default() }
 }
 
 fn load(path: &Path) -> Result<Box<dyn Executor>, ModelError> {
-    ModelFile::open(path)?.load(&LoadOptions::default())
-}
-
-/// A copy of a fixture, to be changed.
-fn copy_of(fixture: &str) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().expect("there is room");
-    for entry in std::fs::read_dir(fixtures().join(fixture)).expect("the fixture is committed") {
-        let entry = entry.expect("it can be listed");
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("there is room");
-    }
-    copy
-}
-
-/// Overwrites settings of `config.json` in `folder`.
-fn change_settings(folder: &Path, changes: &str) {
-    let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).expect("the fixture has settings");
-    let mut settings: serde_json::Map<_, _> = serde_json::from_str(&text).expect("they are valid");
-    let changes: serde_json::Map<_, _> = serde_json::from_str(&format!("{{{changes}}}")).expect("the case is valid");
-    settings.extend(changes);
-    std::fs::write(&path, serde_json::to_string(&settings).expect("it is JSON")).expect("there is room");
-}
-
-/// Logits after `tokens`, fed in pieces that end at `cuts`.
-fn logits(executor: &mut dyn Executor, tokens: &[u32], cuts: &[usize]) -> Vec<f32> {
-    let sequence = executor.create().expect("a sequence is free");
-    let mut from = 0;
-    let mut last = Vec::new();
-    for &to in cuts.iter().filter(|&&cut| cut < tokens.len()).chain([&tokens.len()]) {
-        last = extend(executor, sequence, &tokens[from..to]);
-        from = to;
-    }
-    executor.drop_sequence(sequence);
-    last
+    ModelFile::open(path)?.load(&candle())
 }
 
 fn extend(executor: &mut dyn Executor, sequence: SequenceHandle, tokens: &[u32]) -> Vec<f32> {
     executor.extend(&[Extend::new(sequence, tokens)]).expect("the model computes").row(0).to_vec()
-}
-
-fn distance(left: &[f32], right: &[f32]) -> f32 {
-    assert_eq!(left.len(), right.len());
-    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
-}
-
-fn best(logits: &[f32]) -> u32 {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
 }

@@ -1,0 +1,89 @@
+//! How much memory the KV cache gets, decided before anything is loaded.
+
+use tokrun_kernels::{KV_BLOCK_TOKENS, KvShape, KvType};
+
+use super::architecture::Architecture;
+use crate::{LoadOptions, ModelError, Paging};
+
+/// Sequences that may exist at once where the caller does not say.
+pub(super) const SEQUENCES_MAX: usize = 64;
+
+/// The cache of one model.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) shape: KvShape,
+    pub(super) paging: Paging,
+    /// Longest sequence that fits.
+    pub(super) context_tokens: usize,
+    /// Where that is less than what was asked for.
+    pub(super) note: Option<String>,
+}
+
+/// Plans the cache of a model whose weights take `weight_bytes` and are `float32` or not.
+///
+/// # Errors
+/// [`ModelError::Unsupported`] when not even one block fits.
+pub(super) fn plan(
+    architecture: &Architecture,
+    options: &LoadOptions,
+    weight_bytes: u64,
+    float32: bool,
+) -> Result<Plan, ModelError> {
+    let kv_type = options.kv_type.unwrap_or(if float32 { KvType::F32 } else { KvType::F16 });
+    let block_bytes = KV_BLOCK_TOKENS * bytes_per_token(architecture, kv_type);
+    let sequences = options.sequences_max.unwrap_or(SEQUENCES_MAX).max(1);
+    let context_blocks = architecture.context_tokens.div_ceil(KV_BLOCK_TOKENS);
+    let wanted = context_blocks.saturating_mul(sequences);
+    let budget = match options.kv_cache_bytes {
+        Some(bytes) => bytes,
+        None => free_bytes().saturating_sub(weight_bytes) / 2,
+    };
+    // Blocks are numbered in 32 bits.
+    let affordable = usize::try_from(budget / block_bytes as u64).unwrap_or(usize::MAX).min(u32::MAX as usize);
+    let blocks = if options.kv_cache_bytes.is_some() { affordable } else { wanted.min(affordable) };
+    if blocks == 0 {
+        let reason = format!(
+            "a KV cache of {budget} bytes holds not even {KV_BLOCK_TOKENS} tokens, which take {block_bytes}: \
+             free memory, or give it more (--kv-cache-bytes)"
+        );
+        return Err(ModelError::Unsupported { reason });
+    }
+    let context_tokens = architecture.context_tokens.min(blocks * KV_BLOCK_TOKENS);
+    let note = (context_tokens < architecture.context_tokens).then(|| {
+        format!(
+            "the context is cut to {context_tokens} of {} tokens: the KV cache has {} bytes (--kv-cache-bytes)",
+            architecture.context_tokens,
+            blocks * block_bytes
+        )
+    });
+    let shape = KvShape {
+        layers: architecture.layers.len(),
+        kv_heads: architecture.kv_heads,
+        head_dim: architecture.head_dim,
+        blocks,
+        kv_type,
+    };
+    Ok(Plan { shape, paging: Paging { block_tokens: KV_BLOCK_TOKENS, blocks, block_bytes }, context_tokens, note })
+}
+
+/// Bytes that a token's keys and values take over all layers.
+fn bytes_per_token(architecture: &Architecture, kv_type: KvType) -> usize {
+    let values = architecture.kv_values_per_token();
+    match kv_type {
+        KvType::F32 => 4 * values,
+        KvType::F16 | KvType::BF16 => 2 * values,
+        // A scale for each 32 values of a head.
+        KvType::Q8_0 => {
+            let heads = values / architecture.head_dim;
+            heads * (architecture.head_dim + 2 * architecture.head_dim.div_ceil(32))
+        }
+    }
+}
+
+/// Memory that can be had without pushing others out.
+fn free_bytes() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(limit)
+}

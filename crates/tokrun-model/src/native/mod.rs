@@ -1,0 +1,109 @@
+//! The native executor: every family that [`architecture`] can describe, over the operations of `tokrun-kernels`.
+//!
+//! A file is read into one description ([`gguf`], [`safetensors`]), its tensors are found and counted ([`sources`]), the
+//! cache is planned ([`memory`]), the weights are packed ([`decoder`]), and the result runs behind the seam
+//! ([`executor`]). What a file asks for and none of this honours is [`ModelError::Unsupported`], found before the first
+//! weight is read; `ModelFile::load` then falls back to candle.
+
+use std::path::Path;
+
+use tokrun_kernels::{Backend, Reference};
+
+use crate::config::Config;
+use crate::gguf::Header;
+use crate::mmap::MappedFile;
+use crate::{Executor, ExecutorInfo, LoadOptions, ModelError, ModelInfo};
+
+mod architecture;
+mod decoder;
+mod executor;
+mod gguf;
+mod memory;
+mod rope;
+mod safetensors;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use architecture::Architecture;
+use decoder::{Buffers, Decoder, Room};
+use executor::NativeExecutor;
+use sources::Sources;
+use weights::{GgufWeights, SafetensorsWeights};
+
+/// Rows of a step at most, beside one for each sequence: longer ones are cut, which changes no result.
+const PREFILL_ROWS: usize = 512;
+/// What the logits of a step take at most, unless the sequences have more.
+const LOGITS_BYTES: usize = 64 << 20;
+
+/// Loads the GGUF file of `header`.
+pub(crate) fn load_gguf(
+    path: &Path,
+    file: &MappedFile,
+    header: &Header,
+    info: &ModelInfo,
+    options: &LoadOptions,
+) -> Result<Box<dyn Executor>, ModelError> {
+    let weights = GgufWeights::new(path, header, file);
+    let architecture = gguf::architecture(path, header, &weights, wanted_tokens(options))?;
+    let sources = Sources::find(&architecture, &weights)?;
+    start(&architecture, &sources, info, options)
+}
+
+/// Loads the directory of safetensors `folder` with the settings `config`.
+pub(crate) fn load_safetensors(
+    folder: &Path,
+    config: &Config,
+    tensors: &crate::safetensors::Weights,
+    info: &ModelInfo,
+    options: &LoadOptions,
+) -> Result<Box<dyn Executor>, ModelError> {
+    let architecture = safetensors::architecture(folder, config, tensors.tensors().len(), wanted_tokens(options))?;
+    let weights = SafetensorsWeights::new(folder, tensors, config, &architecture);
+    let sources = Sources::find(&architecture, &weights)?;
+    start(&architecture, &sources, info, options)
+}
+
+/// Longest sequence that the caller needs.
+fn wanted_tokens(options: &LoadOptions) -> usize {
+    options.context_tokens.unwrap_or(usize::MAX).max(1)
+}
+
+fn start(
+    architecture: &Architecture,
+    sources: &Sources<'_>,
+    info: &ModelInfo,
+    options: &LoadOptions,
+) -> Result<Box<dyn Executor>, ModelError> {
+    Ok(Box::new(build(Reference::default(), architecture, sources, info, options)?))
+}
+
+/// An executor on `backend`.
+fn build<B: Backend>(
+    mut backend: B,
+    architecture: &Architecture,
+    sources: &Sources<'_>,
+    info: &ModelInfo,
+    options: &LoadOptions,
+) -> Result<NativeExecutor<B>, ModelError> {
+    let plan = memory::plan(architecture, options, info.weight_bytes, info.dtype == "F32")?;
+    let sequences_max = options.sequences_max.unwrap_or(memory::SEQUENCES_MAX).max(1);
+    let rows = PREFILL_ROWS + sequences_max;
+    let logits = (LOGITS_BYTES / (4 * architecture.vocab_size)).max(sequences_max).min(rows);
+    let room = Room { rows, logits };
+    let decoder = Decoder::pack(&mut backend, architecture, sources)?;
+    let buffers = Buffers::new(&mut backend, architecture, room)?;
+    let kv = backend.kv_cache(plan.shape)?;
+    let info = ExecutorInfo {
+        backend: "native",
+        device: "cpu".to_owned(),
+        vocab_size: architecture.vocab_size,
+        context_tokens: plan.context_tokens,
+        sequences_max,
+        paging: Some(plan.paging),
+    };
+    let notes = plan.note.into_iter().collect();
+    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens: architecture.embedded_tokens };
+    Ok(NativeExecutor::new(info, notes, parts))
+}

@@ -1,0 +1,199 @@
+//! Every family that the native executor computes against Hugging Face transformers in float32, on tiny random models.
+//!
+//! The fixtures and their references come from `crates/xtask/fixtures`. Weights there are drawn so large that a wrong
+//! window, rotation or scale moves logits by whole units; float32 in another order moves them by 1e-5.
+
+use std::path::{Path, PathBuf};
+
+use support::{Reference, best, change_settings, copy_of, distance, fixtures, logits, reference};
+use tokrun_model::{BackendChoice, Executor, LoadOptions, ModelError, ModelFile};
+
+mod support;
+
+/// Largest distance of a logit from the reference, for float32 weights.
+const DISTANCE_MAX: f32 = 1e-3;
+/// The reference's lead, in logits, above which the same token must be chosen.
+const MARGIN: f32 = 0.01;
+
+fn native() -> LoadOptions {
+    LoadOptions { backend: BackendChoice::Native, sequences_max: Some(4), ..LoadOptions::default() }
+}
+
+fn load(path: &Path) -> Result<Box<dyn Executor>, ModelError> {
+    ModelFile::open(path)?.load(&native())
+}
+
+/// A test a fixture: its folder, or its GGUF file.
+macro_rules! families {
+    ($($name:ident: $fixture:literal;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                agrees_with_reference($fixture);
+            }
+        )*
+    };
+}
+
+families! {
+    gemma2: "gemma2";
+    gemma2_query_scale: "gemma2-query-scale";
+    gemma3: "gemma3";
+    llama_grouped_and_tied: "llama";
+    llama3_rope: "llama3-rope";
+    llama_bias: "llama-bias";
+    llama_linear_rope: "llama-linear";
+    llama_yarn: "llama-yarn";
+    mistral_sliding: "mistral";
+    mixtral: "mixtral";
+    olmo2: "olmo2";
+    phi3: "phi3";
+    qwen2: "qwen2";
+    qwen2_sliding: "qwen2-sliding";
+    qwen3: "qwen3";
+    qwen3_moe: "qwen3-moe";
+    smollm3: "smollm3";
+    gguf_gemma2: "gguf-gemma2/f32.gguf";
+    gguf_gemma3: "gguf-gemma3/f32.gguf";
+    gguf_llama: "gguf-llama/f32.gguf";
+    gguf_llama3_rope: "gguf-llama3-rope/f32.gguf";
+    gguf_mixtral: "gguf-mixtral/f32.gguf";
+    gguf_olmo2: "gguf-olmo2/f32.gguf";
+    gguf_phi3: "gguf-phi3/f32.gguf";
+    gguf_qwen2: "gguf-qwen2/f32.gguf";
+    gguf_qwen2_yarn: "gguf-qwen2-yarn/f32.gguf";
+    gguf_qwen3: "gguf-qwen3/f32.gguf";
+    gguf_qwen3_moe: "gguf-qwen3-moe/f32.gguf";
+    gguf_smollm3: "gguf-smollm3/f32.gguf";
+}
+
+/// The reference takes other factors beyond the original 32 tokens; here the context that is asked for decides.
+#[test]
+fn longrope_takes_the_factors_of_its_context() {
+    for fixture in ["phi4-longrope", "gguf-phi4/f32.gguf"] {
+        let path = fixtures().join(fixture);
+        for (context_tokens, within) in [(32, 0..33), (128, 33..129)] {
+            let options = LoadOptions { context_tokens: Some(context_tokens), ..native() };
+            let mut executor = ModelFile::open(&path).and_then(|file| file.load(&options)).expect("the model loads");
+            let mut compared = 0;
+            for prompt in reference(&reference_path(&path)).prompts {
+                for row in prompt.logits.iter().filter(|row| within.contains(&row.position)) {
+                    let far = distance(&logits(executor.as_mut(), &prompt.all()[..row.position], &[]), &row.values);
+                    assert!(far <= DISTANCE_MAX, "{fixture}: {far} off after {} tokens", row.position);
+                    compared += 1;
+                }
+            }
+            assert!(compared >= 4, "{fixture}: {compared} rows compared");
+        }
+    }
+}
+
+/// Every weight type against the float32 that its blocks stand for: how far logits, whose standard deviation is about
+/// 10, may be off on average.
+#[test]
+fn gguf_weight_types() {
+    for kind in TYPES {
+        let path = fixtures().join("gguf-types").join(format!("{kind}.gguf"));
+        let mut executor = load(&path).expect("the model loads");
+        let (mut sum, mut count) = (0.0, 0.0);
+        for prompt in reference(&reference_path(&path)).prompts {
+            for row in &prompt.logits {
+                let computed = logits(executor.as_mut(), &prompt.all()[..row.position], &[]);
+                sum += computed.iter().zip(&row.values).map(|(ours, theirs)| (ours - theirs).abs()).sum::<f32>();
+                count += row.values.len() as f32;
+            }
+        }
+        let mean = sum / count;
+        eprintln!("{kind}: mean distance {mean}");
+        assert!(mean <= TYPE_DISTANCE_MAX, "{kind}: mean distance {mean}");
+    }
+}
+
+/// What [`gguf_weight_types`] allows: activations are rounded to 8 bits, or to bf16.
+const TYPE_DISTANCE_MAX: f32 = 0.1;
+const TYPES: &[&str] = &[
+    "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs",
+    "mxfp4",
+];
+
+/// `config.json` as transformers 4 wrote it gives the same model.
+#[test]
+fn version_4_settings() {
+    for name in ["llama3-rope", "qwen2", "qwen3-moe"] {
+        let copy = copy_of(name);
+        std::fs::copy(fixtures().join(name).join("config-v4.json"), copy.path().join("config.json")).expect("copied");
+        let mut executor = load(copy.path()).expect("the model loads");
+        check(name, executor.as_mut(), &reference(&copy.path().join("reference.json")));
+    }
+}
+
+fn agrees_with_reference(fixture: &str) {
+    let path = fixtures().join(fixture);
+    let mut executor = load(&path).expect("the model loads");
+    assert_eq!(executor.info().backend, "native");
+    assert_eq!(executor.notes(), [""; 0]);
+    check(fixture, executor.as_mut(), &reference(&reference_path(&path)));
+}
+
+/// A folder's reference lies in it, a file's beside it.
+fn reference_path(model: &Path) -> PathBuf {
+    if model.is_dir() { model.join("reference.json") } else { model.with_extension("json") }
+}
+
+/// Compares logits, whole and in pieces, and greedy choices with the reference.
+fn check(fixture: &str, executor: &mut dyn Executor, reference: &Reference) {
+    for prompt in &reference.prompts {
+        let all = prompt.all();
+        assert!(executor.info().context_tokens >= all.len(), "{fixture}");
+        for row in &prompt.logits {
+            let whole = logits(executor, &all[..row.position], &[]);
+            let far = distance(&whole, &row.values);
+            assert!(far <= DISTANCE_MAX, "{fixture}: {far} off after {} tokens", row.position);
+            let single: Vec<_> = (1..row.position).collect();
+            for cuts in [&[3, 4, 9, 30][..], &single] {
+                let pieces = logits(executor, &all[..row.position], cuts);
+                assert!(pieces == whole, "{fixture}: pieces {cuts:?} differ after {} tokens", row.position);
+            }
+        }
+        for (step, (&token, &margin)) in prompt.token_ids.iter().zip(&prompt.margins).enumerate() {
+            if margin > MARGIN {
+                let length = prompt.prompt_ids.len() + step;
+                let chosen = best(&logits(executor, &all[..length], &[]));
+                assert_eq!(chosen, token, "{fixture}: step {step} with margin {margin}");
+            }
+        }
+    }
+}
+
+/// Settings that would be ignored are refused by name.
+#[test]
+fn ignored_settings_are_refused() {
+    let cases = [
+        ("llama", r#""mlp_bias": true"#, "mlp_bias = true"),
+        ("llama", r#""hidden_act": "gelu""#, "hidden_act"),
+        ("qwen2", r#""rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}"#, "dynamic"),
+        ("qwen3", r#""quantization_config": {"quant_method": "fp8"}"#, "quantization_config"),
+        (
+            "phi3",
+            r#""rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0]}"#,
+            "short_factor",
+        ),
+        (
+            "llama",
+            r#""rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, "trick": 3}"#,
+            "trick",
+        ),
+        ("gemma3", r#""layer_types": ["full_attention", "chunked_attention"]"#, "chunked_attention"),
+        ("olmo2", r#""clip_qkv": 8.0"#, "clip_qkv"),
+        ("mistral", r#""new_rope_trick": 3"#, "new_rope_trick"),
+        ("llama", r#""model_type": "bert""#, "no native executor for bert"),
+        ("qwen2", r#""model_type": "llama""#, "ignore tensor model.layers.0.self_attn.k_proj.bias"),
+    ];
+    for (fixture, changes, expected) in cases {
+        let copy = copy_of(fixture);
+        change_settings(copy.path(), changes);
+        let error = load(copy.path()).err().unwrap_or_else(|| panic!("{fixture} with {changes} loads"));
+        assert!(matches!(error, ModelError::Unsupported { .. }), "{fixture} with {changes}: {error:?}");
+        assert!(error.to_string().contains(expected), "{fixture} with {changes}: {error} should say {expected}");
+    }
+}
