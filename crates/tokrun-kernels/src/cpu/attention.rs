@@ -5,23 +5,25 @@
 //! give in order. Where there are few units (one sequence that is decoded), the segments of a unit are shared out among
 //! the threads, and the last one to finish merges: the same expressions in the same order, so the same bits.
 
+mod heads;
 mod plan;
 mod segment;
 #[cfg(test)]
 mod tests;
 
+use std::f32::consts::LOG2_E;
 use std::sync::atomic::Ordering::AcqRel;
 
 use super::kv::{BF16, Cache, CpuKv, Element, F16, F32, Layer, padded};
 use super::memory::Disjoint;
-use super::norm::{inverse_rms, scale_by_weight};
 use super::pool::Pool;
 use super::rope::RopeTable;
 use super::rows::CpuRows;
-use super::simd::{Kernel, LANES, Level, Simd};
+use super::simd::Level;
 use crate::{Attention, KV_BLOCK_TOKENS, Norm, Span};
-use plan::{Item, Plan, Unit};
-use segment::{Blocks, SEGMENT_BLOCKS, SEGMENT_TOKENS, Softmax, Weights, merge, mix, score, weigh};
+use heads::{Divide, StoreToken, TakeHeads};
+use plan::{Item, Plan, Unit, Written, first_seen};
+use segment::{Blocks, Merge, Mix, SEGMENT_BLOCKS, SEGMENT_TOKENS, Score, Softmax, Weigh, Weights};
 
 /// Values of keys that queries are multiplied with, below which waking the other threads takes longer than the work.
 const ALONE_WORK_MAX: usize = 32 << 10;
@@ -107,6 +109,7 @@ fn attend_in<E: Element>(
     let rows = inputs.spans.last().map_or(0, |span| span.rows.end);
     let scratch = Disjoint::new(scratch);
     let job = Job {
+        level,
         inputs,
         layer,
         plan,
@@ -121,12 +124,8 @@ fn attend_in<E: Element>(
         #[expect(unsafe_code, reason = "scratch memory of each thread")]
         // SAFETY: no other thread takes part.
         let scratch = unsafe { &mut scratch.part(0..1)[0] };
-        for block in 0..plan.written.len() {
-            level.run(StoreBlock { job: &job, block, scratch });
-        }
-        for item in 0..plan.items.len() {
-            level.run(DoItem { job: &job, item, scratch });
-        }
+        plan.written.iter().for_each(|written| job.store_block(written, scratch));
+        plan.items.iter().for_each(|item| job.do_item(item, scratch));
         return;
     }
     pool.run(|worker| {
@@ -134,14 +133,10 @@ fn attend_in<E: Element>(
         // SAFETY: each worker takes its own.
         let scratch = unsafe { &mut scratch.part(worker.index()..worker.index() + 1)[0] };
         if !plan.written.is_empty() {
-            for block in worker.chunks(plan.written.len()) {
-                level.run(StoreBlock { job: &job, block, scratch });
-            }
+            worker.chunks(plan.written.len()).for_each(|block| job.store_block(&plan.written[block], scratch));
             worker.barrier();
         }
-        for item in worker.chunks(plan.items.len()) {
-            level.run(DoItem { job: &job, item, scratch });
-        }
+        worker.chunks(plan.items.len()).for_each(|item| job.do_item(&plan.items[item], scratch));
     });
 }
 
@@ -180,6 +175,7 @@ impl Scratch {
 
 /// One call, as all threads see it.
 struct Job<'a, E: Element> {
+    level: Level,
     inputs: Inputs<'a>,
     layer: Layer<'a, E>,
     plan: &'a Plan,
@@ -192,133 +188,97 @@ struct Job<'a, E: Element> {
     out: Disjoint<'a, f32>,
 }
 
-struct StoreBlock<'a, 'b, E: Element> {
-    job: &'a Job<'b, E>,
-    block: usize,
-    scratch: &'a mut Scratch,
-}
-
-impl<E: Element> Kernel for StoreBlock<'_, '_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let written = &self.job.plan.written[self.block];
+impl<E: Element> Job<'_, E> {
+    /// Stores the keys and values of the rows that go to one block.
+    fn store_block(&self, written: &Written, scratch: &mut Scratch) {
         for (row, position) in written.rows.clone().zip(written.start..) {
-            for kv_head in 0..self.job.inputs.attention.kv_heads {
-                self.job.store(simd, written.span, row, position, kv_head, self.scratch);
+            for kv_head in 0..self.inputs.attention.kv_heads {
+                self.store(written.span, row, position, kv_head, scratch);
             }
         }
     }
-}
 
-struct DoItem<'a, 'b, E: Element> {
-    job: &'a Job<'b, E>,
-    item: usize,
-    scratch: &'a mut Scratch,
-}
-
-impl<E: Element> Kernel for DoItem<'_, '_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { job, item, scratch } = self;
-        let item = &job.plan.items[item];
-        let unit = &job.plan.units[item.unit];
-        if job.plan.written.is_empty() && item.segments.end == unit.segments.end {
+    fn do_item(&self, item: &Item, scratch: &mut Scratch) {
+        let unit = &self.plan.units[item.unit];
+        if self.plan.written.is_empty() && item.segments.end == unit.segments.end {
             // The one row of this unit is in the last block, which no other item reads.
-            job.store(simd, unit.span, unit.rows.start, unit.start, unit.kv_head, scratch);
+            self.store(unit.span, unit.rows.start, unit.start, unit.kv_head, scratch);
         }
-        job.take_queries(simd, unit, scratch);
+        self.take_queries(unit, scratch);
         if item.segments == unit.segments {
-            job.do_whole(simd, unit, scratch);
+            self.do_whole(unit, scratch);
         } else {
-            job.do_part(simd, unit, item, scratch);
+            self.do_part(unit, item, scratch);
         }
     }
-}
 
-impl<E: Element> Job<'_, E> {
     /// Normalises, turns and stores the key of a row, and stores its value.
-    #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, span: usize, row: usize, position: usize, kv_head: usize, scratch: &mut Scratch) {
-        let Attention { heads, kv_heads, head_dim, head_norms, .. } = self.inputs.attention;
-        let qkv = self.inputs.qkv.row(row);
+    fn store(&self, span: usize, row: usize, position: usize, kv_head: usize, scratch: &mut Scratch) {
+        let Attention { heads, kv_heads, ref head_norms, .. } = *self.inputs.attention;
         let Scratch { key, value, .. } = scratch;
         let norm = head_norms.as_ref().map(|(_, key)| key);
-        self.take_head(simd, &qkv[(heads + kv_head) * head_dim..][..*head_dim], norm, row, key);
-        value[..*head_dim].copy_from_slice(&qkv[(heads + kv_heads + kv_head) * head_dim..][..*head_dim]);
-        value[*head_dim..].fill(0.0);
+        self.take_heads(row, heads + kv_head, 1, norm, self.inputs.rope, 1.0, key);
+        self.take_heads(row, heads + kv_heads + kv_head, 1, None, None, 1.0, value);
 
         let block = self.inputs.spans[span].blocks[position / KV_BLOCK_TOKENS];
         #[expect(unsafe_code, reason = "threads share one cache")]
         // SAFETY: each written block is stored to by one thread: before a barrier, after which it is only read, or by the
         // one item of a unit that reads it. No two spans write to one block.
-        unsafe {
-            self.layer.store(simd, (block, position % KV_BLOCK_TOKENS, kv_head), key, value);
-        }
-    }
-
-    /// Copies a head of a row, normalised and turned; zeros fill its last vector.
-    #[inline(always)]
-    fn take_head<S: Simd>(&self, simd: S, head: &[f32], norm: Option<&Norm>, row: usize, to: &mut [f32]) {
-        let (to, rest) = to.split_at_mut(head.len());
-        to.copy_from_slice(head);
-        rest.fill(0.0);
-        if let Some(norm) = norm {
-            let factor = inverse_rms(simd, head, norm.epsilon);
-            scale_by_weight(simd, to, factor, &norm.weight);
-        }
-        if let Some(rope) = self.inputs.rope {
-            rope.rotate(simd, row, to);
-        }
+        let [keys, values] = unsafe { self.layer.head_mut(block, kv_head) };
+        self.level.run(StoreToken::<E> { token: position % KV_BLOCK_TOKENS, key, value, keys, values });
     }
 
     /// Brings the queries of a unit into the form they are multiplied in: query heads of a row side by side.
-    #[inline(always)]
-    fn take_queries<S: Simd>(&self, simd: S, unit: &Unit, scratch: &mut Scratch) {
-        let Attention { head_dim, head_norms, scale, softcap, .. } = self.inputs.attention;
+    fn take_queries(&self, unit: &Unit, scratch: &mut Scratch) {
+        let Attention { ref head_norms, scale, softcap, .. } = *self.inputs.attention;
         let norm = head_norms.as_ref().map(|(query, _)| query);
         // Scores come out in powers of two, or in units of the cap.
-        let factor = simd.splat(softcap.map_or(scale * std::f32::consts::LOG2_E, |cap| scale / cap));
-        let mut queries = scratch.queries.chunks_exact_mut(self.dim);
-        for row in unit.rows.clone() {
-            let heads = &self.inputs.qkv.row(row)[unit.kv_head * self.group * head_dim..][..self.group * head_dim];
-            for (head, to) in heads.chunks_exact(*head_dim).zip(&mut queries) {
-                self.take_head(simd, head, norm, row, to);
-                for part in to.as_chunks_mut::<LANES>().0 {
-                    let scaled = simd.mul(simd.load(part), factor);
-                    simd.store(scaled, part);
-                }
-            }
+        let scale = softcap.map_or(scale * LOG2_E, |cap| scale / cap);
+        let queries = scratch.queries.chunks_exact_mut(self.group * self.dim);
+        for (row, to) in unit.rows.clone().zip(queries) {
+            self.take_heads(row, unit.kv_head * self.group, self.group, norm, self.inputs.rope, scale, to);
         }
+    }
+
+    /// `count` heads of a row from `first`, counted over queries, keys and values.
+    #[expect(clippy::too_many_arguments, reason = "what is done to heads differs in all of these")]
+    fn take_heads(
+        &self,
+        row: usize,
+        first: usize,
+        count: usize,
+        norm: Option<&Norm>,
+        rope: Option<&RopeTable>,
+        scale: f32,
+        to: &mut [f32],
+    ) {
+        let head_dim = self.inputs.attention.head_dim;
+        let heads = &self.inputs.qkv.row(row)[first * head_dim..(first + count) * head_dim];
+        self.level.run(TakeHeads { heads, head_dim, norm, rope, row, scale, to, dim: self.dim });
     }
 
     /// All segments of a unit, by this thread.
-    #[inline(always)]
-    fn do_whole<S: Simd>(&self, simd: S, unit: &Unit, scratch: &mut Scratch) {
+    fn do_whole(&self, unit: &Unit, scratch: &mut Scratch) {
         let queries = unit.rows.len() * self.group;
         scratch.sums[..queries].fill(Softmax::default());
         for segment in unit.segments.clone() {
-            self.do_segment(simd, unit, segment, scratch);
+            self.do_segment(unit, segment, scratch);
             let Scratch { part, part_sums, out, sums, .. } = scratch;
-            merge_rows(simd, self.dim, &mut sums[..queries], out, &part_sums[..queries], part);
+            self.level.run(Merge { dim: self.dim, sums: &mut sums[..queries], out, part_sums, part });
         }
-        self.finish(simd, unit, scratch);
+        self.finish(unit, scratch);
     }
 
     /// Some segments of a unit; who is the last to finish merges all of them.
-    #[inline(always)]
-    fn do_part<S: Simd>(&self, simd: S, unit: &Unit, item: &Item, scratch: &mut Scratch) {
+    fn do_part(&self, unit: &Unit, item: &Item, scratch: &mut Scratch) {
         let queries = unit.rows.len() * self.group;
-        let at = |segment: usize| {
+        let place = |segment: usize| {
             let start = unit.parts + (segment - unit.segments.start) * queries;
             start..start + queries
         };
         for segment in item.segments.clone() {
-            self.do_segment(simd, unit, segment, scratch);
-            let place = at(segment);
+            self.do_segment(unit, segment, scratch);
+            let place = place(segment);
             #[expect(unsafe_code, reason = "threads share what segments gave")]
             // SAFETY: each segment of a unit is in one item, and nobody reads it before all items are finished.
             let part = unsafe { self.parts.part(place.start * self.dim..place.end * self.dim) };
@@ -333,34 +293,32 @@ impl<E: Element> Job<'_, E> {
         }
         scratch.sums[..queries].fill(Softmax::default());
         for segment in unit.segments.clone() {
-            let place = at(segment);
+            let place = place(segment);
             #[expect(unsafe_code, reason = "threads share what segments gave")]
             // SAFETY: the other items of the unit are finished.
             let part = unsafe { self.parts.shared(place.start * self.dim..place.end * self.dim) };
             #[expect(unsafe_code, reason = "threads share what segments gave")]
             // SAFETY: as above.
-            let sums = unsafe { self.part_sums.shared(place) };
-            merge_rows(simd, self.dim, &mut scratch.sums[..queries], &mut scratch.out, sums, part);
+            let part_sums = unsafe { self.part_sums.shared(place) };
+            let Scratch { out, sums, .. } = scratch;
+            self.level.run(Merge { dim: self.dim, sums: &mut sums[..queries], out, part_sums, part });
         }
-        self.finish(simd, unit, scratch);
+        self.finish(unit, scratch);
     }
 
     /// What the queries of a unit get from one segment, to `part` and `part_sums`.
-    #[inline(always)]
-    fn do_segment<S: Simd>(&self, simd: S, unit: &Unit, segment: usize, scratch: &mut Scratch) {
+    fn do_segment(&self, unit: &Unit, segment: usize, scratch: &mut Scratch) {
         let Attention { softcap, window_tokens, .. } = *self.inputs.attention;
         let queries = unit.rows.len() * self.group;
-        let span = &self.inputs.spans[unit.span];
-        let last = unit.start + unit.rows.len() - 1;
         // Blocks that no query sees weigh nothing, so they may be left out.
-        let first_block = (segment * SEGMENT_BLOCKS).max(plan::first_seen(unit.start, window_tokens) / LANES);
-        let end_block = ((segment + 1) * SEGMENT_BLOCKS).min(last / LANES + 1);
-        let mut blocks = Blocks::<E>::NONE;
-        blocks.cold = unit.rows.len() == 1;
-        for block in first_block..end_block {
+        let last = unit.start + unit.rows.len() - 1;
+        let first_block = (segment * SEGMENT_BLOCKS).max(first_seen(unit.start, window_tokens) / KV_BLOCK_TOKENS);
+        let end_block = ((segment + 1) * SEGMENT_BLOCKS).min(last / KV_BLOCK_TOKENS + 1);
+        let mut blocks = Blocks::<E> { cold: unit.rows.len() == 1, ..Blocks::NONE };
+        for &block in &self.inputs.spans[unit.span].blocks[first_block..end_block] {
             #[expect(unsafe_code, reason = "threads share one cache")]
             // SAFETY: blocks of this head are written to before the barrier, or by this item: see `store`.
-            let [keys, values] = unsafe { self.layer.head(span.blocks[block], unit.kv_head) };
+            let [keys, values] = unsafe { self.layer.head(block, unit.kv_head) };
             blocks.keys[blocks.count] = keys;
             blocks.values[blocks.count] = values;
             blocks.count += 1;
@@ -368,54 +326,30 @@ impl<E: Element> Job<'_, E> {
 
         let Scratch { queries: query, weights, part, part_sums, .. } = scratch;
         let weights = &mut weights[..queries];
-        score(simd, &blocks, query, self.dim, weights);
-        let start = first_block * LANES;
-        let cap = softcap.map(|cap| cap * std::f32::consts::LOG2_E);
-        for (i, (weights, sums)) in weights.iter_mut().zip(part_sums).enumerate() {
-            let position = unit.start + i / self.group;
-            let seen = plan::first_seen(position, window_tokens).max(start)..(position + 1).max(start);
-            let visible = seen.start - start..(seen.end - start).min(blocks.count * LANES);
-            *sums = weigh(simd, weights, blocks.count, visible, cap);
-        }
-        mix(simd, &blocks, weights, self.dim, part);
+        self.level.run(Score { blocks: &blocks, queries: query, dim: self.dim, weights });
+        self.level.run(Weigh {
+            blocks: blocks.count,
+            start: first_block * KV_BLOCK_TOKENS,
+            position: unit.start,
+            group: self.group,
+            window_tokens,
+            cap: softcap.map(|cap| cap * LOG2_E),
+            weights,
+            sums: part_sums,
+        });
+        self.level.run(Mix { blocks: &blocks, weights, dim: self.dim, out: part });
     }
 
     /// Divides what a unit got by its weight, and hands it out.
-    #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, unit: &Unit, scratch: &Scratch) {
+    fn finish(&self, unit: &Unit, scratch: &Scratch) {
         let Attention { heads, head_dim, .. } = *self.inputs.attention;
-        let mut results = scratch.out.chunks_exact(self.dim).zip(&scratch.sums);
-        for row in unit.rows.clone() {
+        let values = scratch.out.chunks_exact(self.group * self.dim).zip(scratch.sums.chunks_exact(self.group));
+        for (row, (values, sums)) in unit.rows.clone().zip(values) {
             let start = (row * heads + unit.kv_head * self.group) * head_dim;
             #[expect(unsafe_code, reason = "threads share the output")]
             // SAFETY: these heads of this row belong to this unit, which only this thread finishes.
             let out = unsafe { self.out.part(start..start + self.group * head_dim) };
-            for (out, (values, sums)) in out.chunks_exact_mut(head_dim).zip(&mut results) {
-                scale_to(simd, values, 1.0 / sums.total, out);
-            }
+            self.level.run(Divide { values, dim: self.dim, sums, out, head_dim });
         }
-    }
-}
-
-#[inline(always)]
-fn merge_rows<S: Simd>(
-    simd: S,
-    dim: usize,
-    so_far: &mut [Softmax],
-    out: &mut [f32],
-    parts: &[Softmax],
-    values: &[f32],
-) {
-    let rows = out.chunks_exact_mut(dim).zip(values.chunks_exact(dim));
-    for ((so_far, part), (out, value)) in so_far.iter_mut().zip(parts).zip(rows) {
-        merge(simd, so_far, out, *part, value);
-    }
-}
-
-/// `x * factor`, as many values as `out` has.
-#[inline(always)]
-fn scale_to<S: Simd>(simd: S, x: &[f32], factor: f32, out: &mut [f32]) {
-    for (x, out) in x.as_chunks::<LANES>().0.iter().zip(out.chunks_mut(LANES)) {
-        super::norm::store_part(simd, simd.mul(simd.load(x), simd.splat(factor)), out);
     }
 }

@@ -60,11 +60,11 @@ pub(super) trait Element: Send + Sync + 'static {
     type Bits: Plain;
     /// The largest finite number.
     const LARGEST: f32;
+    const ZERO: Self::Bits;
 
     fn load<S: Simd>(simd: S, from: &[Self::Bits; LANES]) -> S::F32;
     /// Rounds to the nearest; for finite values.
     fn store<S: Simd>(simd: S, x: S::F32, to: &mut [Self::Bits; LANES]);
-    fn zero() -> Self::Bits;
 }
 
 macro_rules! element {
@@ -74,6 +74,7 @@ macro_rules! element {
         impl Element for $name {
             type Bits = $bits;
             const LARGEST: f32 = $largest;
+            const ZERO: $bits = 0 as $bits;
 
             #[inline(always)]
             fn load<S: Simd>(simd: S, from: &[$bits; LANES]) -> S::F32 {
@@ -83,11 +84,6 @@ macro_rules! element {
             #[inline(always)]
             fn store<S: Simd>(simd: S, x: S::F32, to: &mut [$bits; LANES]) {
                 simd.$store(x, to);
-            }
-
-            #[inline(always)]
-            fn zero() -> $bits {
-                <$bits>::default()
             }
         }
     };
@@ -131,44 +127,17 @@ impl<'a, E: Element> Layer<'a, E> {
         [keys, values]
     }
 
-    /// Stores key and value, `[padded_dim]` each, of one token. They are made finite first: what one sequence left behind
-    /// must never disturb the next one that uses the block, not even masked.
+    /// The same, to write to.
     ///
     /// # Safety
     /// Nobody uses that block and head meanwhile.
     #[inline(always)]
-    #[expect(unsafe_code, reason = "threads share one cache")]
-    pub(super) unsafe fn store<S: Simd>(
-        &self,
-        simd: S,
-        (block, token, head): (BlockId, usize, usize),
-        key: &mut [f32],
-        value: &mut [f32],
-    ) {
+    #[expect(unsafe_code, clippy::mut_from_ref, reason = "threads share one cache")]
+    pub(super) unsafe fn head_mut(&self, block: BlockId, head: usize) -> [&mut [[E::Bits; LANES]]; 2] {
         let start = self.start(block, head);
         // SAFETY: as the caller promises.
         let both = unsafe { self.memory.part(start..start + head_values(self.padded_dim)) };
-        let (keys, values) = both.as_chunks_mut::<LANES>().0.split_at_mut(self.padded_dim);
-        make_finite(key, E::LARGEST);
-        make_finite(value, E::LARGEST);
-
-        let mut column = [E::zero(); LANES];
-        for (part, keys) in key.as_chunks().0.iter().zip(keys.chunks_exact_mut(LANES)) {
-            E::store(simd, simd.load(part), &mut column);
-            for (bits, tokens) in column.iter().zip(keys) {
-                tokens[token] = *bits;
-            }
-        }
-        let vectors = self.padded_dim / LANES;
-        for (part, to) in value.as_chunks().0.iter().zip(&mut values[token * vectors..][..vectors]) {
-            E::store(simd, simd.load(part), to);
-        }
-    }
-}
-
-#[inline(always)]
-fn make_finite(values: &mut [f32], largest: f32) {
-    for x in values {
-        *x = if x.is_nan() { 0.0 } else { x.clamp(-largest, largest) };
+        let (keys, values) = both.as_chunks_mut().0.split_at_mut(self.padded_dim);
+        [keys, values]
     }
 }

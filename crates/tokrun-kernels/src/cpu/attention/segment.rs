@@ -4,17 +4,26 @@
 //! one chain of multiply-adds in a fixed order, keys that it does not see weigh exactly nothing, and segments begin at
 //! fixed positions. So it does not matter which queries are computed together, or by whom.
 
-use super::super::kv::Element;
-use super::super::simd::{LANES, Simd};
 use std::ops::Range;
+
+use super::super::kv::Element;
+use super::super::simd::{Kernel, LANES, Simd};
+use super::plan::first_seen;
 
 /// Blocks of the cache a segment has.
 pub(super) const SEGMENT_BLOCKS: usize = 16;
 /// Tokens of a segment.
 pub(super) const SEGMENT_TOKENS: usize = SEGMENT_BLOCKS * LANES;
-/// Queries for which a vector of keys or values is used once it is loaded: with four such vectors, 24 sums that fit into
-/// registers.
-const QUERIES_MAX: usize = 6;
+
+/// Queries for which a vector of keys or values is used once it is loaded. Their sums with four such vectors fit into 32
+/// registers, with two into the 8 that narrower levels have for our vectors.
+const fn queries_max<S: Simd>() -> usize {
+    match S::GROUP_ROWS {
+        8.. => 6,
+        4.. => 2,
+        _ => 1,
+    }
+}
 
 /// Scores, and then weights, of one query with the tokens of a segment.
 pub(super) type Weights = [f32; SEGMENT_TOKENS];
@@ -45,29 +54,43 @@ pub(super) struct Softmax {
     pub(super) total: f32,
 }
 
-/// Scores of `queries`, `[weights.len(), dim]`, with the keys of all blocks.
-#[inline(always)]
-pub(super) fn score<S: Simd, E: Element>(
-    simd: S,
-    blocks: &Blocks<'_, E>,
-    queries: &[f32],
-    dim: usize,
-    weights: &mut [Weights],
-) {
-    let passes = weights.len().div_ceil(QUERIES_MAX);
-    let mut start = 0;
-    for pass in 0..passes {
-        let end = weights.len() * (pass + 1) / passes;
-        let (queries, weights) = (&queries[start * dim..end * dim], &mut weights[start..end]);
-        match end - start {
-            1 => score_queries::<S, E, 1>(simd, blocks, queries, dim, weights),
-            2 => score_queries::<S, E, 2>(simd, blocks, queries, dim, weights),
-            3 => score_queries::<S, E, 3>(simd, blocks, queries, dim, weights),
-            4 => score_queries::<S, E, 4>(simd, blocks, queries, dim, weights),
-            5 => score_queries::<S, E, 5>(simd, blocks, queries, dim, weights),
-            _ => score_queries::<S, E, QUERIES_MAX>(simd, blocks, queries, dim, weights),
+/// Scores of queries with the keys of all blocks.
+pub(super) struct Score<'a, E: Element> {
+    pub(super) blocks: &'a Blocks<'a, E>,
+    /// `[weights.len(), dim]`
+    pub(super) queries: &'a [f32],
+    pub(super) dim: usize,
+    pub(super) weights: &'a mut [Weights],
+}
+
+impl<E: Element> Kernel for Score<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { blocks, queries, dim, weights } = self;
+        let passes = weights.len().div_ceil(queries_max::<S>());
+        for pass in 0..passes {
+            let (start, end) = (weights.len() * pass / passes, weights.len() * (pass + 1) / passes);
+            let (queries, weights) = (&queries[start * dim..end * dim], &mut weights[start..end]);
+            if const { queries_max::<S>() == 6 } {
+                match end - start {
+                    1 => score_queries::<S, E, 1>(simd, blocks, queries, dim, weights),
+                    2 => score_queries::<S, E, 2>(simd, blocks, queries, dim, weights),
+                    3 => score_queries::<S, E, 3>(simd, blocks, queries, dim, weights),
+                    4 => score_queries::<S, E, 4>(simd, blocks, queries, dim, weights),
+                    5 => score_queries::<S, E, 5>(simd, blocks, queries, dim, weights),
+                    _ => score_queries::<S, E, 6>(simd, blocks, queries, dim, weights),
+                }
+            } else if const { queries_max::<S>() == 2 } {
+                match end - start {
+                    1 => score_queries::<S, E, 1>(simd, blocks, queries, dim, weights),
+                    _ => score_queries::<S, E, 2>(simd, blocks, queries, dim, weights),
+                }
+            } else {
+                score_queries::<S, E, 1>(simd, blocks, queries, dim, weights);
+            }
         }
-        start = end;
     }
 }
 
@@ -80,15 +103,18 @@ fn score_queries<S: Simd, E: Element, const QUERIES: usize>(
     weights: &mut [Weights],
 ) {
     let mut block = 0;
-    while blocks.count - block >= 4 {
-        score_blocks::<S, E, QUERIES, 4>(simd, blocks, block, queries, dim, weights);
-        block += 4;
+    if const { queries_max::<S>() == 6 } {
+        while blocks.count - block >= 4 {
+            score_blocks::<S, E, QUERIES, 4>(simd, blocks, block, queries, dim, weights);
+            block += 4;
+        }
+    } else if const { queries_max::<S>() == 2 } {
+        while blocks.count - block >= 2 {
+            score_blocks::<S, E, QUERIES, 2>(simd, blocks, block, queries, dim, weights);
+            block += 2;
+        }
     }
-    if blocks.count - block >= 2 {
-        score_blocks::<S, E, QUERIES, 2>(simd, blocks, block, queries, dim, weights);
-        block += 2;
-    }
-    if block < blocks.count {
+    for block in block..blocks.count {
         score_blocks::<S, E, QUERIES, 1>(simd, blocks, block, queries, dim, weights);
     }
 }
@@ -142,16 +168,41 @@ fn score_blocks<S: Simd, E: Element, const QUERIES: usize, const BLOCKS: usize>(
     }
 }
 
-/// Turns the scores of a query with the tokens of `blocks` blocks into weights: 0 for those that are not `visible`.
-/// Scores are in powers of two, or in units of the cap where there is one: `cap` is what to multiply its tanh with.
+/// Turns the scores of queries with the tokens of all blocks into weights.
+pub(super) struct Weigh<'a> {
+    /// Blocks that were looked at.
+    pub(super) blocks: usize,
+    /// Position of the first token in them.
+    pub(super) start: usize,
+    /// Position of the first query.
+    pub(super) position: usize,
+    /// Query heads that share a position.
+    pub(super) group: usize,
+    pub(super) window_tokens: Option<usize>,
+    /// Scores are in powers of two, or in units of the cap where there is one: this is what to multiply its tanh with.
+    pub(super) cap: Option<f32>,
+    pub(super) weights: &'a mut [Weights],
+    pub(super) sums: &'a mut [Softmax],
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { blocks, start, group, window_tokens, cap, .. } = self;
+        for (i, (weights, sums)) in self.weights.iter_mut().zip(self.sums).enumerate() {
+            let position = self.position + i / group;
+            let seen = first_seen(position, window_tokens).max(start)..(position + 1).max(start);
+            let visible = seen.start - start..(seen.end - start).min(blocks * LANES);
+            *sums = weigh(simd, weights, blocks, visible, cap);
+        }
+    }
+}
+
+/// One query: 0 for tokens that are not `visible`.
 #[inline(always)]
-pub(super) fn weigh<S: Simd>(
-    simd: S,
-    weights: &mut Weights,
-    blocks: usize,
-    visible: Range<usize>,
-    cap: Option<f32>,
-) -> Softmax {
+fn weigh<S: Simd>(simd: S, weights: &mut Weights, blocks: usize, visible: Range<usize>, cap: Option<f32>) -> Softmax {
     if visible.is_empty() {
         weights[..blocks * LANES].fill(0.0);
         return Softmax::default();
@@ -194,29 +245,43 @@ fn keep<S: Simd>(simd: S, x: S::F32, other: S::F32, block: usize, visible: &Rang
     kept
 }
 
-/// The weighted sums of the values of all blocks, to `out`, `[weights.len(), dim]`.
-#[inline(always)]
-pub(super) fn mix<S: Simd, E: Element>(
-    simd: S,
-    blocks: &Blocks<'_, E>,
-    weights: &[Weights],
-    dim: usize,
-    out: &mut [f32],
-) {
-    let passes = weights.len().div_ceil(QUERIES_MAX);
-    let mut start = 0;
-    for pass in 0..passes {
-        let end = weights.len() * (pass + 1) / passes;
-        let (weights, out) = (&weights[start..end], &mut out[start * dim..end * dim]);
-        match end - start {
-            1 => mix_queries::<S, E, 1>(simd, blocks, weights, dim, out),
-            2 => mix_queries::<S, E, 2>(simd, blocks, weights, dim, out),
-            3 => mix_queries::<S, E, 3>(simd, blocks, weights, dim, out),
-            4 => mix_queries::<S, E, 4>(simd, blocks, weights, dim, out),
-            5 => mix_queries::<S, E, 5>(simd, blocks, weights, dim, out),
-            _ => mix_queries::<S, E, QUERIES_MAX>(simd, blocks, weights, dim, out),
+/// The sums of the values of all blocks, weighted for each query.
+pub(super) struct Mix<'a, E: Element> {
+    pub(super) blocks: &'a Blocks<'a, E>,
+    pub(super) weights: &'a [Weights],
+    pub(super) dim: usize,
+    /// `[weights.len(), dim]`
+    pub(super) out: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Mix<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { blocks, weights, dim, out } = self;
+        let passes = weights.len().div_ceil(queries_max::<S>());
+        for pass in 0..passes {
+            let (start, end) = (weights.len() * pass / passes, weights.len() * (pass + 1) / passes);
+            let (weights, out) = (&weights[start..end], &mut out[start * dim..end * dim]);
+            if const { queries_max::<S>() == 6 } {
+                match end - start {
+                    1 => mix_queries::<S, E, 1>(simd, blocks, weights, dim, out),
+                    2 => mix_queries::<S, E, 2>(simd, blocks, weights, dim, out),
+                    3 => mix_queries::<S, E, 3>(simd, blocks, weights, dim, out),
+                    4 => mix_queries::<S, E, 4>(simd, blocks, weights, dim, out),
+                    5 => mix_queries::<S, E, 5>(simd, blocks, weights, dim, out),
+                    _ => mix_queries::<S, E, 6>(simd, blocks, weights, dim, out),
+                }
+            } else if const { queries_max::<S>() == 2 } {
+                match end - start {
+                    1 => mix_queries::<S, E, 1>(simd, blocks, weights, dim, out),
+                    _ => mix_queries::<S, E, 2>(simd, blocks, weights, dim, out),
+                }
+            } else {
+                mix_queries::<S, E, 1>(simd, blocks, weights, dim, out);
+            }
         }
-        start = end;
     }
 }
 
@@ -230,13 +295,19 @@ fn mix_queries<S: Simd, E: Element, const QUERIES: usize>(
 ) {
     let vectors = dim / LANES;
     let mut at = 0;
-    while vectors - at >= 4 {
-        mix_vectors::<S, E, QUERIES, 4>(simd, blocks, weights, vectors, at, out);
-        at += 4;
+    if const { queries_max::<S>() == 6 } {
+        while vectors - at >= 4 {
+            mix_vectors::<S, E, QUERIES, 4>(simd, blocks, weights, vectors, at, out);
+            at += 4;
+        }
+    } else if const { queries_max::<S>() == 2 } {
+        while vectors - at >= 2 {
+            mix_vectors::<S, E, QUERIES, 2>(simd, blocks, weights, vectors, at, out);
+            at += 2;
+        }
     }
-    while at < vectors {
+    for at in at..vectors {
         mix_vectors::<S, E, QUERIES, 1>(simd, blocks, weights, vectors, at, out);
-        at += 1;
     }
 }
 
@@ -282,25 +353,45 @@ fn mix_vectors<S: Simd, E: Element, const QUERIES: usize, const VECTORS: usize>(
     }
 }
 
-/// Adds what a later segment gave, `part` with `value`, to what the earlier ones did: always the same expression, in the
-/// order of segments.
+/// Adds what a later segment gave to what the earlier ones did: always the same expression, in the order of segments.
+pub(super) struct Merge<'a> {
+    pub(super) dim: usize,
+    pub(super) sums: &'a mut [Softmax],
+    /// `[sums.len(), dim]`
+    pub(super) out: &'a mut [f32],
+    pub(super) part_sums: &'a [Softmax],
+    pub(super) part: &'a [f32],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let rows = self.out.chunks_exact_mut(self.dim).zip(self.part.chunks_exact(self.dim));
+        for ((sums, part_sums), (out, part)) in self.sums.iter_mut().zip(self.part_sums).zip(rows) {
+            if part_sums.total == 0.0 {
+                continue;
+            }
+            if sums.total == 0.0 {
+                *sums = *part_sums;
+                out.copy_from_slice(part);
+                continue;
+            }
+            merge(simd, sums, out, *part_sums, part);
+        }
+    }
+}
+
 #[inline(always)]
-pub(super) fn merge<S: Simd>(simd: S, so_far: &mut Softmax, out: &mut [f32], part: Softmax, value: &[f32]) {
-    if part.total == 0.0 {
-        return;
-    }
-    if so_far.total == 0.0 {
-        *so_far = part;
-        out.copy_from_slice(value);
-        return;
-    }
-    let top = simd.max(simd.splat(so_far.top), simd.splat(part.top));
-    let old = simd.exp2(simd.sub(simd.splat(so_far.top), top));
-    let new = simd.exp2(simd.sub(simd.splat(part.top), top));
-    let total = simd.fma(simd.splat(so_far.total), old, simd.mul(simd.splat(part.total), new));
-    *so_far = Softmax { top: simd.largest(top), total: simd.largest(total) };
-    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(value.as_chunks().0) {
-        let sum = simd.fma(simd.load(out), old, simd.mul(simd.load(value), new));
+fn merge<S: Simd>(simd: S, sums: &mut Softmax, out: &mut [f32], part_sums: Softmax, part: &[f32]) {
+    let top = simd.max(simd.splat(sums.top), simd.splat(part_sums.top));
+    let old = simd.exp2(simd.sub(simd.splat(sums.top), top));
+    let new = simd.exp2(simd.sub(simd.splat(part_sums.top), top));
+    let total = simd.fma(simd.splat(sums.total), old, simd.mul(simd.splat(part_sums.total), new));
+    *sums = Softmax { top: simd.largest(top), total: simd.largest(total) };
+    for (out, part) in out.as_chunks_mut().0.iter_mut().zip(part.as_chunks().0) {
+        let sum = simd.fma(simd.load(out), old, simd.mul(simd.load(part), new));
         simd.store(sum, out);
     }
 }
