@@ -1,4 +1,7 @@
 //! The level that every machine has: plain Rust, lane by lane.
+//!
+//! Its operations are calls, unlike those of other levels: spelled out in each kernel they would take most of the time that
+//! this crate takes to compile, and no machine of today is helped by it.
 
 use half::{bf16, f16};
 
@@ -51,62 +54,62 @@ impl Simd for Scalar {
     const GROUP_ROWS: usize = 1;
     const PAIRS: bool = false;
 
-    #[inline(always)]
+    #[inline(never)]
     fn splat(self, x: f32) -> Self::F32 {
         [x; LANES]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load(self, from: &[f32; LANES]) -> Self::F32 {
         *from
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store(self, x: Self::F32, to: &mut [f32; LANES]) {
         *to = x;
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_f16(self, from: &[u16; LANES]) -> Self::F32 {
         map(*from, |bits| f16::from_bits(bits).to_f32())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_f16(self, x: Self::F32, to: &mut [u16; LANES]) {
         *to = map(x, |x| f16::from_f32(x).to_bits());
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F32 {
         map(*from, |bits| bf16::from_bits(bits).to_f32())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_bf16(self, x: Self::F32, to: &mut [u16; LANES]) {
         *to = map(x, |x| bf16::from_f32(x).to_bits());
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| a + b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| a - b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| a * b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| a / b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         let mut out = c;
         for lane in 0..LANES {
@@ -115,32 +118,32 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| if a < b { a } else { b })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         zip(a, b, |a, b| if a > b { a } else { b })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn abs(self, a: Self::F32) -> Self::F32 {
         map(a, f32::abs)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn round(self, a: Self::F32) -> Self::F32 {
         map(a, f32::round_ties_even)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn scale_by_power(self, a: Self::F32, n: Self::F32) -> Self::F32 {
         zip(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn first_lanes(self, lanes: usize, a: Self::F32, other: Self::F32) -> Self::F32 {
         let mut out = other;
         let lanes = lanes.min(LANES);
@@ -148,7 +151,7 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn swap_pairs(self, a: Self::F32) -> Self::F32 {
         let mut out = a;
         for lane in 0..LANES {
@@ -157,7 +160,7 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn sum(self, a: Self::F32) -> f32 {
         let mut a = a;
         for half in [8, 4, 2, 1] {
@@ -168,7 +171,7 @@ impl Simd for Scalar {
         a[0]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn largest(self, a: Self::F32) -> f32 {
         let mut top = a[0];
         for x in a {
@@ -177,12 +180,12 @@ impl Simd for Scalar {
         top
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn splat_i32(self, x: i32) -> Self::I32 {
         [x; LANES]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         let mut out = a;
         for lane in 0..LANES {
@@ -191,12 +194,12 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32 {
         map(a, |a| a << BITS)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn sum_i32(self, a: Self::I32) -> i32 {
         let mut sum = 0i32;
         for x in a {
@@ -205,47 +208,47 @@ impl Simd for Scalar {
         sum
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn to_f32(self, a: Self::I32) -> Self::F32 {
         map(a, |a| a as f32)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn to_i32(self, a: Self::F32) -> Self::I32 {
         map(a, |a| a.round_ties_even() as i32)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_i8(self, a: Self::I32, to: &mut [i8; LANES]) {
         *to = map(a, |a| a as i8);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_u8(self, from: &[u8; LANES]) -> Self::F32 {
         map(*from, f32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32 {
         map(*from, f32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_bytes(self, from: &[u8; 64]) -> Self::Bytes {
         *from
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_bytes(self, x: Self::Bytes, to: &mut [u8; 64]) {
         *to = x;
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn splat_byte(self, x: u8) -> Self::Bytes {
         [x; 64]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn splat_lane(self, x: &[i8; 4]) -> Self::Bytes {
         let mut out = [0; 64];
         for (i, byte) in out.iter_mut().enumerate() {
@@ -254,32 +257,32 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
         zip_bytes(a, b, |a, b| a & b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
         zip_bytes(a, b, |a, b| a | b)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shift_right<const BITS: u32>(self, a: Self::Bytes) -> Self::Bytes {
         map_bytes(a, |a| a >> BITS)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shift_left<const BITS: u32>(self, a: Self::Bytes) -> Self::Bytes {
         map_bytes(a, |a| a << BITS)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn look_up(self, table: &[u8; 16], codes: Self::Bytes) -> Self::Bytes {
         map_bytes(codes, |code| table[usize::from(code & 15)])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot4(self, sum: Self::I32, a: Self::Bytes, b: Self::Bytes) -> Self::I32 {
         let mut out = sum;
         for (i, (a, b)) in a.into_iter().zip(b).enumerate() {
@@ -288,9 +291,9 @@ impl Simd for Scalar {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn prefetch(self, _: *const u8) {}
 
-    #[inline(always)]
+    #[inline(never)]
     fn prefetch_once(self, _: *const u8) {}
 }
