@@ -81,6 +81,7 @@ impl Engine {
             ("window_tokens", options.window_tokens as usize),
             ("step_tokens_max", options.step_tokens_max),
             ("sequences_max", sequences_max),
+            ("block_tokens", info.paging.map_or(1, |paging| paging.block_tokens)),
         ];
         if let Some((name, value)) = limits.into_iter().find(|(_, value)| *value == 0) {
             return Err(InvalidParameter { name, value: value.to_string(), range: "at least 1" }.into());
@@ -89,6 +90,9 @@ impl Engine {
             sequences_max,
             step_tokens_max: options.step_tokens_max,
             window_tokens: u64::from(options.window_tokens),
+            paging: info.paging,
+            prefix_cache: options.prefix_cache,
+            speculation: options.speculation,
         };
         let inbox = Arc::new(Inbox::new(sequences_max.saturating_add(options.waiting_max)));
         let vocab_size = vocab_size.min(info.vocab_size);
@@ -140,6 +144,9 @@ impl Engine {
         if tokens >= context_tokens {
             return Err(SubmitError::PromptTooLong { tokens, context_tokens });
         }
+        if let Some(cache_tokens) = cache_tokens(&self.info).filter(|cache_tokens| tokens >= *cache_tokens) {
+            return Err(SubmitError::CacheTooSmall { tokens, cache_tokens });
+        }
         if submission.max_new_tokens == 0 {
             return Err(SubmitError::NothingToGenerate);
         }
@@ -148,6 +155,16 @@ impl Engine {
         }
         Ok(submission.sampling.validate()?)
     }
+}
+
+/// Tokens that a paged cache holds, over all sequences.
+fn cache_tokens(info: &ExecutorInfo) -> Option<usize> {
+    info.paging.map(|paging| paging.blocks.saturating_mul(paging.block_tokens))
+}
+
+/// Tokens that one sequence can have, prompt and output together.
+fn sequence_tokens_max(info: &ExecutorInfo) -> usize {
+    cache_tokens(info).map_or(info.context_tokens, |cache_tokens| info.context_tokens.min(cache_tokens))
 }
 
 impl Drop for Engine {

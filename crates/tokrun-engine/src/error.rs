@@ -127,6 +127,17 @@ pub enum SubmitError {
         /// Longest sequence, prompt and output together.
         context_tokens: usize,
     },
+    /// The prompt leaves no room for an answer in the KV cache.
+    #[error(
+        "the prompt has {tokens} tokens, the KV cache room for only {cache_tokens}; shorten it, or give the cache more \
+         memory with --kv-cache-bytes"
+    )]
+    CacheTooSmall {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that the cache can hold, over all sequences.
+        cache_tokens: usize,
+    },
     /// There is nothing to continue.
     #[error("the prompt has no tokens; give it some text")]
     EmptyPrompt,

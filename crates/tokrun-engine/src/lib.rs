@@ -3,6 +3,7 @@
 //! It knows nothing of money, HTTP or terminals. Text becomes tokens with [`ChatTemplate`] and [`Tokenizer`]; tokens
 //! become more tokens with [`Engine`]; those become text again with [`DetokenizeStream`] and [`StopMatcher`].
 
+mod blocks;
 mod engine;
 mod error;
 mod grammar;
@@ -17,7 +18,9 @@ mod tokenizer;
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, InvalidParameter, SubmitError};
 pub use grammar::{Grammar, GrammarCompiler};
-pub use request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport, Submission, TenantId};
+pub use request::{
+    Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepMetrics, StepReport, Submission, TenantId,
+};
 pub use sampler::{Constraint, SamplingParams, TokenLogprob};
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatMessage, ChatTemplate, RenderOptions};

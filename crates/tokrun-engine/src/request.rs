@@ -43,8 +43,35 @@ pub struct Submission {
 /// What one engine step brought, over all its sequences.
 #[derive(Clone, Debug)]
 pub struct StepReport {
-    /// At most one entry a request.
+    /// One entry for each token and each end; those of one request are in order.
     pub sequences: Vec<SequenceStep>,
+    /// How busy the engine is.
+    pub metrics: StepMetrics,
+}
+
+/// How busy an engine is, and what it has done since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepMetrics {
+    /// Requests that run.
+    pub running: usize,
+    /// Requests that wait, those included that were preempted.
+    pub waiting: usize,
+    /// Blocks of the KV cache; 0 where the executor manages it.
+    pub blocks: usize,
+    /// Blocks that running requests hold.
+    pub blocks_used: usize,
+    /// Blocks that nobody holds, kept for requests that begin alike.
+    pub blocks_cached: usize,
+    /// Tokens computed since the start, rejected guesses and what was computed twice included.
+    pub computed_tokens: u64,
+    /// Tokens since the start that were found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Preemptions since the start.
+    pub preemptions: u64,
+    /// Tokens guessed by speculation since the start.
+    pub drafted_tokens: u64,
+    /// Those of them that came true; the others were rejected.
+    pub accepted_tokens: u64,
 }
 
 /// What one engine step brought to one request.
@@ -56,6 +83,8 @@ pub struct SequenceStep {
     pub first: Option<FirstStep>,
     /// The token generated in this step.
     pub token: Option<SampledToken>,
+    /// Guesses at what follows that came to nothing in this step; computed, never reported as tokens.
+    pub rejected_draft_tokens: u32,
     /// Set in the last report of a request.
     pub finish: Option<Finish>,
     /// When the step ended.

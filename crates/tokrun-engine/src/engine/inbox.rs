@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::SubmitError;
 use crate::request::{RequestId, Submission};
@@ -88,12 +88,11 @@ impl Inbox {
         self.changed.notify_one();
     }
 
-    /// All that came in; waits for something when `idle`.
-    pub(super) fn take(&self, idle: bool) -> Mail {
-        let mut state = self.lock();
-        while idle && state.mail.is_empty() {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// All that came in; waits for something, but not longer than `patience`.
+    pub(super) fn take(&self, patience: Duration) -> Mail {
+        let state = self.lock();
+        let waited = self.changed.wait_timeout_while(state, patience, |state| state.mail.is_empty());
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut state.mail)
     }
 

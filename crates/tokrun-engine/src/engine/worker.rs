@@ -2,15 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokrun_model::{Executor, Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
+use tokrun_model::{Executor, Extend, ModelError, Place, SequenceHandle, Wanted};
 
 use super::inbox::{Arrival, Inbox};
+use super::sequence_tokens_max;
+use crate::blocks::Blocks;
 use crate::panics::catching;
-use crate::request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepReport};
+use crate::request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepMetrics, StepReport};
 use crate::sampler::{Sampler, token_logprob};
-use crate::scheduler::{Job, Limits, Scheduler, Work};
+use crate::scheduler::{Job, Limits, Plan, Scheduler, Work};
+
+/// How long the thread sleeps when it can do nothing and nobody says anything.
+const IDLE: Duration = Duration::from_secs(3600);
+/// The same while requests wait: those that only keep places must be found out.
+const BRIEFLY: Duration = Duration::from_millis(10);
 
 /// Everything that lives on the thread.
 pub(super) struct Worker<R> {
@@ -29,10 +36,8 @@ struct Core {
 
 /// A live request.
 struct Request {
-    /// Created when the first of its tokens is computed.
+    /// What the executor keeps for it, while it runs.
     sequence: Option<SequenceHandle>,
-    /// Prompt and output.
-    tokens: Vec<TokenId>,
     sampler: Sampler,
     logprobs: Option<usize>,
     submitted: Instant,
@@ -66,7 +71,7 @@ impl<R: FnMut(StepReport)> Worker<R> {
         let sequences: Vec<SequenceStep> = inbox.close().into_iter().map(end).collect();
         if !sequences.is_empty() {
             // If it is the report that panics, there is nobody left to tell.
-            let _ = catching(|| report(StepReport { sequences }));
+            let _ = catching(|| report(StepReport { sequences, metrics: StepMetrics::default() }));
         }
         // Freeing a model that has panicked may panic again.
         let core = self.core;
@@ -74,9 +79,9 @@ impl<R: FnMut(StepReport)> Worker<R> {
     }
 
     fn serve(&mut self) {
-        let mut idle = true;
+        let mut patience = IDLE;
         loop {
-            let mail = self.inbox.take(idle);
+            let mail = self.inbox.take(patience);
             if mail.stop {
                 return;
             }
@@ -87,7 +92,12 @@ impl<R: FnMut(StepReport)> Worker<R> {
             let now = Instant::now();
             let cancelled = mail.cancelled.into_iter().filter(|request_id| self.core.cancel(*request_id));
             let mut sequences: Vec<SequenceStep> = cancelled.map(|id| ended(id, Finish::Cancelled, now)).collect();
-            idle = !self.core.step(&mut sequences);
+            let busy = self.core.step(&mut sequences);
+            patience = match (busy, self.core.scheduler.waiting()) {
+                (true, _) => Duration::ZERO,
+                (false, 0) => IDLE,
+                (false, _) => BRIEFLY,
+            };
             self.send(sequences);
         }
     }
@@ -97,57 +107,59 @@ impl<R: FnMut(StepReport)> Worker<R> {
             self.inbox.finished(sequence.request_id);
         }
         if !sequences.is_empty() {
-            (self.report)(StepReport { sequences });
+            (self.report)(StepReport { sequences, metrics: self.core.metrics() });
         }
     }
 }
 
 impl Core {
     fn add(&mut self, Arrival { submission, at }: Arrival) {
-        let context_left = self.executor.info().context_tokens - submission.prompt.len();
-        self.scheduler.add(Job {
-            request_id: submission.request_id,
-            prompt_tokens: submission.prompt.len(),
-            max_new_tokens: submission.max_new_tokens.min(context_left),
-            end_tokens: submission.end_tokens,
-        });
+        let prompt_tokens = submission.prompt.len();
+        let tokens_max = sequence_tokens_max(self.executor.info());
         let request = Request {
             sequence: None,
             sampler: Sampler::new(submission.sampling, &submission.prompt, submission.grammar),
-            tokens: submission.prompt,
             logprobs: submission.logprobs,
             submitted: at,
             started: None,
             has_output: false,
         };
         self.requests.insert(submission.request_id, request);
+        self.scheduler.add(Job {
+            request_id: submission.request_id,
+            tenant: submission.tenant,
+            priority: submission.priority,
+            cache_salt: submission.cache_salt,
+            prompt: submission.prompt,
+            prompt_tokens,
+            max_new_tokens: submission.max_new_tokens.min(tokens_max - prompt_tokens),
+            end_tokens: submission.end_tokens,
+        });
     }
 
     /// Forgets a request; whether it was live.
     fn cancel(&mut self, request_id: RequestId) -> bool {
-        self.forget(request_id);
+        self.suspend(request_id);
+        self.requests.remove(&request_id);
         self.scheduler.remove(request_id)
     }
 
     /// Computes one step and adds what it brought to `report`; whether there was anything to compute.
     fn step(&mut self, report: &mut Vec<SequenceStep>) -> bool {
-        let planned = self.scheduler.plan();
-        let busy = !planned.is_empty();
-        let plan = self.start(planned, report);
-        if plan.is_empty() {
+        let Plan { preempted, work } = self.scheduler.plan();
+        preempted.into_iter().for_each(|request_id| self.suspend(request_id));
+        let busy = !work.is_empty();
+        let work = self.start(work, report);
+        if work.is_empty() {
             return busy;
         }
-        match self.extend(&plan) {
-            Ok(logits) => {
-                let at = Instant::now();
-                for (row, work) in plan.iter().filter(|work| work.samples).enumerate() {
-                    report.push(self.sample(work, logits.row(row), at));
-                }
-            }
-            Err(error) => {
-                let reason = with_causes(&error);
-                report.extend(plan.iter().map(|work| self.fail(work.request_id, reason.clone())));
-            }
+        let first_new = report.len();
+        if let Err(error) = self.compute(&work, report) {
+            let (reason, at) = (with_causes(&error), Instant::now());
+            report.extend(work.iter().map(|work| ended(work.request_id, Finish::Failed(reason.clone()), at)));
+        }
+        for step in report[first_new..].iter().filter(|step| step.finish.is_some()) {
+            self.cancel(step.request_id);
         }
         true
     }
@@ -159,14 +171,16 @@ impl Core {
             if request.sequence.is_some() {
                 return true;
             }
-            request.started = Some(Instant::now());
+            let now = Instant::now();
+            request.started.get_or_insert(now);
             match self.executor.create() {
                 Ok(sequence) => {
                     request.sequence = Some(sequence);
                     true
                 }
                 Err(error) => {
-                    report.push(self.fail(work.request_id, with_causes(&error)));
+                    report.push(ended(work.request_id, Finish::Failed(with_causes(&error)), now));
+                    self.cancel(work.request_id);
                     false
                 }
             }
@@ -174,60 +188,99 @@ impl Core {
         plan
     }
 
-    fn extend(&mut self, plan: &[Work]) -> Result<Logits<'static>, ModelError> {
-        let batch: Vec<Extend<'_>> = plan
-            .iter()
-            .map(|work| {
-                let request = &self.requests[&work.request_id];
-                let sequence = request.sequence.expect("a planned request has been started");
-                let wanted = if work.samples { Wanted::Last } else { Wanted::Nothing };
-                Extend { wanted, ..Extend::new(sequence, &request.tokens[work.tokens.clone()]) }
-            })
-            .collect();
-        self.executor.extend(&batch).map(Logits::into_owned)
-    }
-
-    /// Chooses the next token of a request from its row of logits.
-    fn sample(&mut self, work: &Work, logits: &[f32], at: Instant) -> SequenceStep {
-        let request = self.requests.get_mut(&work.request_id).expect("the scheduler plans live requests only");
-        let id = match request.sampler.sample(&logits[..self.vocab_size]) {
-            Ok(id) => id,
-            Err(error) => return self.fail(work.request_id, with_causes(&error)),
-        };
-        request.tokens.push(id);
-        let logprob = request.logprobs.map(|top_n| token_logprob(logits, self.vocab_size, id, top_n));
-        let first = (!request.has_output).then(|| request.first_step(at));
-        request.has_output = true;
-        let finish = self.scheduler.apply(work.request_id, id);
-        if finish.is_some() {
-            self.forget(work.request_id);
+    /// Extends what was planned, and samples where that is due. On an error nothing was sampled.
+    fn compute(&mut self, plan: &[Work], report: &mut Vec<SequenceStep>) -> Result<(), ModelError> {
+        let Self { executor, scheduler, vocab_size, requests } = self;
+        let sequence = |work: &Work| requests[&work.request_id].sequence.expect("a planned request has been started");
+        let batch: Vec<Extend<'_>> = plan.iter().map(|work| extend(work, sequence(work))).collect();
+        let logits = executor.extend(&batch)?;
+        let at = Instant::now();
+        scheduler.computed(plan);
+        let mut row = 0;
+        for (work, extend) in plan.iter().zip(&batch) {
+            if work.samples {
+                let request = requests.get_mut(&work.request_id).expect("the scheduler plans live requests only");
+                let rows = (row..row + extend.rows()).map(|row| logits.row(row));
+                request.sample(work.request_id, rows, *vocab_size, scheduler, at, report);
+            }
+            row += extend.rows();
         }
-        SequenceStep { request_id: work.request_id, first, token: Some(SampledToken { id, logprob }), finish, at }
-    }
-
-    fn fail(&mut self, request_id: RequestId, reason: String) -> SequenceStep {
-        self.cancel(request_id);
-        ended(request_id, Finish::Failed(reason), Instant::now())
+        Ok(())
     }
 
     /// Frees what the executor keeps for a request.
-    fn forget(&mut self, request_id: RequestId) {
-        if let Some(sequence) = self.requests.remove(&request_id).and_then(|request| request.sequence) {
+    fn suspend(&mut self, request_id: RequestId) {
+        if let Some(sequence) = self.requests.get_mut(&request_id).and_then(|request| request.sequence.take()) {
             self.executor.drop_sequence(sequence);
+        }
+    }
+
+    fn metrics(&self) -> StepMetrics {
+        let totals = self.scheduler.totals();
+        let blocks = self.scheduler.blocks();
+        StepMetrics {
+            running: self.scheduler.running(),
+            waiting: self.scheduler.waiting(),
+            blocks: blocks.map_or(0, Blocks::total),
+            blocks_used: blocks.map_or(0, |blocks| blocks.total() - blocks.available()),
+            blocks_cached: blocks.map_or(0, Blocks::idle),
+            computed_tokens: totals.computed_tokens,
+            cached_tokens: totals.cached_tokens,
+            preemptions: totals.preemptions,
+            drafted_tokens: totals.drafted_tokens,
+            accepted_tokens: totals.accepted_tokens,
         }
     }
 }
 
 impl Request {
-    fn first_step(&self, now: Instant) -> FirstStep {
-        let started = self.started.unwrap_or(now);
-        FirstStep {
-            queue_us: micros(self.submitted, started),
-            prefill_us: micros(started, now),
-            // A sequence begins empty: the seam to executors has no way to share a prefix.
-            cached_tokens: 0,
+    /// Samples from the rows of one step in order, as far as they hold: a row after a guess holds if that came true.
+    fn sample<'a>(
+        &mut self,
+        request_id: RequestId,
+        rows: impl Iterator<Item = &'a [f32]>,
+        vocab_size: usize,
+        scheduler: &mut Scheduler,
+        at: Instant,
+        report: &mut Vec<SequenceStep>,
+    ) {
+        for logits in rows {
+            let id = match self.sampler.sample(&logits[..vocab_size]) {
+                Ok(id) => id,
+                Err(error) => return report.push(ended(request_id, Finish::Failed(with_causes(&error)), at)),
+            };
+            let logprob = self.logprobs.map(|top_n| token_logprob(logits, vocab_size, id, top_n));
+            let first = (!self.has_output).then(|| self.first_step(scheduler.cached_tokens(request_id), at));
+            self.has_output = true;
+            let applied = scheduler.apply(request_id, id);
+            report.push(SequenceStep {
+                request_id,
+                first,
+                token: Some(SampledToken { id, logprob }),
+                rejected_draft_tokens: applied.rejected as u32,
+                finish: applied.finish,
+                at,
+            });
+            if !applied.samples_again {
+                return;
+            }
         }
     }
+
+    fn first_step(&self, cached_tokens: usize, now: Instant) -> FirstStep {
+        let started = self.started.unwrap_or(now);
+        FirstStep { queue_us: micros(self.submitted, started), prefill_us: micros(started, now), cached_tokens }
+    }
+}
+
+fn extend(work: &Work, sequence: SequenceHandle) -> Extend<'_> {
+    let wanted = match (work.samples, work.guesses) {
+        (false, _) => Wanted::Nothing,
+        (true, 0) => Wanted::Last,
+        (true, _) => Wanted::All,
+    };
+    let place = Place { start: work.start, blocks: &work.blocks };
+    Extend { place, wanted, ..Extend::new(sequence, &work.tokens) }
 }
 
 fn micros(from: Instant, to: Instant) -> u64 {
@@ -236,7 +289,7 @@ fn micros(from: Instant, to: Instant) -> u64 {
 
 /// The last report of a request that ended without a token.
 fn ended(request_id: RequestId, finish: Finish, at: Instant) -> SequenceStep {
-    SequenceStep { request_id, first: None, token: None, finish: Some(finish), at }
+    SequenceStep { request_id, first: None, token: None, rejected_draft_tokens: 0, finish: Some(finish), at }
 }
 
 /// An error with all that led to it, on one line.

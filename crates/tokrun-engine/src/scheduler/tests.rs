@@ -1,32 +1,69 @@
-use std::collections::BTreeMap;
-use std::fmt::Write;
+//! Each rule as a trace.
 
-use proptest::prelude::*;
+use std::fmt::Write;
 
 use super::*;
 
+mod random;
+
 const END: TokenId = 7;
 
+/// For an executor whose sequences are opaque.
 fn scheduler(sequences_max: usize, step_tokens_max: usize, window_tokens: u64) -> Scheduler {
-    Scheduler::new(Limits { sequences_max, step_tokens_max, window_tokens })
+    Scheduler::new(limits(sequences_max, step_tokens_max, window_tokens))
+}
+
+fn limits(sequences_max: usize, step_tokens_max: usize, window_tokens: u64) -> Limits {
+    Limits { sequences_max, step_tokens_max, window_tokens, paging: None, prefix_cache: true, speculation: false }
+}
+
+/// With blocks of 4 tokens.
+fn paged(sequences_max: usize, step_tokens_max: usize, blocks: usize) -> Scheduler {
+    let paging = Some(Paging { block_tokens: 4, blocks, block_bytes: 1 });
+    Scheduler::new(Limits { paging, ..limits(sequences_max, step_tokens_max, 1000) })
 }
 
 fn job(id: u64, prompt_tokens: usize, max_new_tokens: usize) -> Job {
-    Job { request_id: RequestId(id), prompt_tokens, max_new_tokens, end_tokens: vec![END] }
+    Job {
+        request_id: RequestId(id),
+        tenant: TenantId(0),
+        priority: 0,
+        cache_salt: 0,
+        prompt: (0..prompt_tokens as TokenId).map(|token| 100 * id as TokenId + token).collect(),
+        prompt_tokens,
+        max_new_tokens,
+        end_tokens: vec![END],
+    }
 }
 
-/// One line a step: `1:0..4` is a chunk of request 1, `1:0..4!` one after which it sampled, `.` a step with nothing to do.
+/// One line a step: `1:0..4` is a chunk of request 1, `1:0..4!` one after which it sampled, `1:4..5+2!` one with two
+/// guesses, `-1` a preemption, `.` a step with nothing to do.
 fn trace(scheduler: &mut Scheduler, steps: usize) -> String {
+    trace_of(scheduler, steps, |_, _| 0)
+}
+
+/// The same, with the token that each request samples at each position.
+fn trace_of(scheduler: &mut Scheduler, steps: usize, token: impl Fn(RequestId, usize) -> TokenId) -> String {
     let mut trace = String::new();
     for _ in 0..steps {
-        let plan = scheduler.plan();
-        let mut line = Vec::new();
-        for work in plan {
-            let mut entry = format!("{}:{}..{}", work.request_id.0, work.tokens.start, work.tokens.end);
-            if work.samples {
+        let Plan { preempted, work } = scheduler.plan();
+        scheduler.computed(&work);
+        let mut line: Vec<String> = preempted.iter().map(|request_id| format!("-{}", request_id.0)).collect();
+        for work in work {
+            let mut end = work.start + work.tokens.len() - work.guesses;
+            let mut entry = format!("{}:{}..{end}", work.request_id.0, work.start);
+            if work.guesses > 0 {
+                let _ = write!(entry, "+{}", work.guesses);
+            }
+            while work.samples {
                 entry.push('!');
-                if let Some(finish) = scheduler.apply(work.request_id, 0) {
+                let applied = scheduler.apply(work.request_id, token(work.request_id, end));
+                end += 1;
+                if let Some(finish) = applied.finish {
                     let _ = write!(entry, " {finish:?}");
+                }
+                if !applied.samples_again {
+                    break;
                 }
             }
             line.push(entry);
@@ -73,7 +110,7 @@ fn with_room_for_one_token_a_step_everybody_has_a_turn() {
     for id in 1..=3 {
         scheduler.add(job(id, 1, 2));
     }
-    let expected = "1:0..1!\n2:0..1!\n3:0..1!\n1:1..2! Length\n2:1..2! Length\n3:1..2! Length\n.\n";
+    let expected = "1:0..1!\n1:1..2! Length\n2:0..1!\n3:0..1!\n2:1..2! Length\n3:1..2! Length\n.\n";
     assert_eq!(trace(&mut scheduler, 7), expected);
 }
 
@@ -100,15 +137,15 @@ fn an_end_token_ends_and_counts() {
     let mut scheduler = scheduler(1, 8, 100);
     scheduler.add(job(1, 1, 2));
     scheduler.plan();
-    assert_eq!(scheduler.apply(RequestId(1), END), Some(Finish::Stop));
-    assert_eq!(scheduler.apply(RequestId(1), 0), None, "it is gone");
+    assert_eq!(scheduler.apply(RequestId(1), END).finish, Some(Finish::Stop));
+    assert_eq!(scheduler.apply(RequestId(1), 0), Applied::default(), "it is gone");
     let mut ignoring = job(2, 1, 2);
     ignoring.end_tokens.clear();
     scheduler.add(ignoring);
     scheduler.plan();
-    assert_eq!(scheduler.apply(RequestId(2), END), None);
+    assert_eq!(scheduler.apply(RequestId(2), END).finish, None);
     scheduler.plan();
-    assert_eq!(scheduler.apply(RequestId(2), END), Some(Finish::Length));
+    assert_eq!(scheduler.apply(RequestId(2), END).finish, Some(Finish::Length));
 }
 
 #[test]
@@ -122,123 +159,161 @@ fn a_removed_request_frees_its_place() {
     assert_eq!(trace(&mut scheduler, 1), "3:0..1!\n");
 }
 
-#[derive(Clone, Debug)]
-enum Event {
-    Add {
-        prompt_tokens: usize,
-        max_new_tokens: usize,
-    },
-    Remove(usize),
-    Acknowledge(usize),
-    /// A step in which every token that is a multiple of this ends its request.
-    Step(u32),
+fn of_tenant(tenant: u64, job: Job) -> Job {
+    Job { tenant: TenantId(tenant), cache_salt: tenant, ..job }
 }
 
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        2 => (1usize..20, 1usize..12).prop_map(|(prompt_tokens, max_new_tokens)| Event::Add { prompt_tokens, max_new_tokens }),
-        1 => (0usize..16).prop_map(Event::Remove),
-        4 => (0usize..16).prop_map(Event::Acknowledge),
-        8 => (1u32..40).prop_map(Event::Step),
-    ]
-}
-
-/// What the test knows of a request.
-#[derive(Default)]
-struct Known {
-    prompt_tokens: usize,
-    max_new_tokens: usize,
-    fed: usize,
-    generated: usize,
-    acknowledged: usize,
-    steps_passed_over: usize,
-    ended: bool,
-}
-
-/// Runs one step, and checks everything a plan promises.
-fn checked_step(
-    scheduler: &mut Scheduler,
-    known: &mut BTreeMap<RequestId, Known>,
-    limits: Limits,
-    ends: u32,
-) -> Result<usize, TestCaseError> {
-    let plan = scheduler.plan();
-    let tokens: usize = plan.iter().map(|work| work.tokens.len()).sum();
-    prop_assert!(tokens <= limits.step_tokens_max);
-    prop_assert!(plan.len() <= limits.sequences_max);
-    let served: Vec<RequestId> = plan.iter().map(|work| work.request_id).collect();
-    for work in plan {
-        let request = known.get_mut(&work.request_id).expect("only known requests are planned");
-        prop_assert!(!request.ended && !work.tokens.is_empty());
-        prop_assert_eq!(work.tokens.start, request.fed, "every token is fed once, in order");
-        request.fed = work.tokens.end;
-        prop_assert_eq!(work.samples, request.fed == request.prompt_tokens + request.generated);
-        request.steps_passed_over = 0;
-        if work.samples {
-            request.generated += 1;
-            prop_assert!((request.generated - request.acknowledged) as u64 <= limits.window_tokens);
-            let token = if (request.fed as u32).is_multiple_of(ends) { END } else { 0 };
-            let finish = scheduler.apply(work.request_id, token);
-            let all = request.generated == request.max_new_tokens;
-            let expected = if token == END { Some(Finish::Stop) } else { all.then_some(Finish::Length) };
-            prop_assert_eq!(&finish, &expected);
-            request.ended = finish.is_some();
-        }
+#[test]
+fn tenants_take_turns_however_much_one_asks_for() {
+    let mut scheduler = scheduler(1, 8, 100);
+    for id in 1..=4 {
+        scheduler.add(of_tenant(1, job(id, 4, 1)));
     }
-    for (id, request) in known.iter_mut().filter(|(id, _)| !served.contains(id)) {
-        let runs = scheduler.running.iter().any(|sequence| sequence.job.request_id == *id);
-        let may_run = runs && ((request.generated - request.acknowledged) as u64) < limits.window_tokens;
-        request.steps_passed_over += usize::from(may_run);
-        prop_assert!(request.steps_passed_over <= limits.sequences_max, "somebody starves");
-    }
-    Ok(tokens)
+    scheduler.add(of_tenant(2, job(5, 4, 1)));
+    scheduler.add(of_tenant(2, job(6, 4, 1)));
+    let order = "1:0..4! Length\n5:0..4! Length\n2:0..4! Length\n6:0..4! Length\n3:0..4! Length\n4:0..4! Length\n";
+    assert_eq!(trace(&mut scheduler, 6), order);
 }
 
-proptest! {
-    #[test]
-    fn everybody_ends_nobody_starves_and_the_window_holds(
-        events in prop::collection::vec(event(), 1..80),
-        sequences_max in 1usize..5,
-        step_tokens_max in 1usize..12,
-        window_tokens in 1u64..5,
-    ) {
-        let limits = Limits { sequences_max, step_tokens_max, window_tokens };
-        let mut scheduler = Scheduler::new(limits);
-        let mut known: BTreeMap<RequestId, Known> = BTreeMap::new();
-        for event in events {
-            let nth = |known: &BTreeMap<RequestId, Known>, n: usize| known.keys().nth(n).copied();
-            match event {
-                Event::Add { prompt_tokens, max_new_tokens } => {
-                    let id = known.len() as u64;
-                    scheduler.add(job(id, prompt_tokens, max_new_tokens));
-                    known.insert(RequestId(id), Known { prompt_tokens, max_new_tokens, ..Known::default() });
-                }
-                Event::Remove(n) => if let Some(id) = nth(&known, n) {
-                    let request = known.get_mut(&id).expect("it was just found");
-                    prop_assert_eq!(scheduler.remove(id), !request.ended);
-                    request.ended = true;
-                },
-                Event::Acknowledge(n) => if let Some(id) = nth(&known, n) {
-                    let request = known.get_mut(&id).expect("it was just found");
-                    request.acknowledged = request.generated;
-                    scheduler.acknowledge(id, request.generated as u64);
-                },
-                Event::Step(ends) => {
-                    checked_step(&mut scheduler, &mut known, limits, ends)?;
-                }
-            }
-        }
-        // With readers that keep up, everything comes to its end.
-        for _ in 0..100_000 {
-            for (id, request) in &mut known {
-                request.acknowledged = request.generated;
-                scheduler.acknowledge(*id, request.generated as u64);
-            }
-            if checked_step(&mut scheduler, &mut known, limits, 1000)? == 0 {
-                break;
-            }
-        }
-        prop_assert!(known.values().all(|request| request.ended));
-        prop_assert!(scheduler.waiting.is_empty() && scheduler.running.is_empty());
+#[test]
+fn who_asked_for_nothing_has_saved_up_nothing() {
+    let mut scheduler = scheduler(1, 8, 100);
+    for id in 1..=9 {
+        scheduler.add(of_tenant(1, job(id, 4, 1)));
     }
+    trace(&mut scheduler, 5);
+    // It comes late, and gets every other turn from here on, not all of them.
+    for id in 11..=13 {
+        scheduler.add(of_tenant(2, job(id, 4, 1)));
+    }
+    let order = "11:0..4! Length\n6:0..4! Length\n12:0..4! Length\n7:0..4! Length\n";
+    assert_eq!(trace(&mut scheduler, 4), order);
+}
+
+#[test]
+fn a_tenant_too_far_ahead_makes_place_for_one_that_waits() {
+    let mut scheduler = scheduler(2, 8, 100);
+    scheduler.add(of_tenant(1, job(1, 4, 90)));
+    scheduler.add(of_tenant(1, job(2, 4, 90)));
+    trace(&mut scheduler, 3);
+    scheduler.add(of_tenant(2, job(3, 4, 90)));
+    // The slack is 4 + 8, and 2 tokens were served in the step before.
+    let held: String = (6..11).map(|fed| format!("1:{fed}..{0}!, 2:{fed}..{0}!\n", fed + 1)).collect();
+    assert_eq!(trace(&mut scheduler, 5), held);
+    assert_eq!(trace(&mut scheduler, 1), "-2, 3:0..4!\n");
+    assert_eq!(trace(&mut scheduler, 1), "1:11..12!, 3:4..5!\n", "and no more of them than need be");
+}
+
+#[test]
+fn the_more_urgent_request_of_a_tenant_goes_first_and_takes_a_place_if_need_be() {
+    let mut scheduler = scheduler(1, 8, 100);
+    scheduler.add(job(1, 2, 2));
+    scheduler.add(job(2, 2, 1));
+    scheduler.add(Job { priority: 5, ..job(3, 2, 1) });
+    assert_eq!(trace(&mut scheduler, 2), "3:0..2! Length\n1:0..2!\n");
+    scheduler.add(Job { priority: 1, ..job(4, 2, 1) });
+    assert_eq!(trace(&mut scheduler, 3), "-1, 4:0..2! Length\n1:0..3! Length\n2:0..2! Length\n");
+    // It has no say over the requests of others.
+    scheduler.add(job(5, 2, 9));
+    trace(&mut scheduler, 1);
+    scheduler.add(Job { priority: 9, ..of_tenant(2, job(6, 2, 1)) });
+    assert_eq!(trace(&mut scheduler, 1), "5:2..3!\n");
+}
+
+#[test]
+fn a_reader_that_stalls_does_not_keep_a_place_for_ever() {
+    let mut scheduler = scheduler(1, 8, 2);
+    scheduler.add(job(1, 1, 9));
+    scheduler.add(job(2, 1, 9));
+    assert_eq!(trace(&mut scheduler, 2), "1:0..1!\n1:1..2!\n");
+    assert_eq!(trace(&mut scheduler, 16), ".\n".repeat(16));
+    assert_eq!(trace(&mut scheduler, 2), "-1, 2:0..1!\n2:1..2!\n");
+    scheduler.acknowledge(RequestId(1), 2);
+    assert_eq!(trace(&mut scheduler, 16), ".\n".repeat(16));
+    assert_eq!(trace(&mut scheduler, 2), "-2, 1:0..3!\n1:3..4!\n");
+}
+
+#[test]
+fn a_request_starts_when_there_are_blocks_for_all_its_tokens() {
+    let mut scheduler = paged(9, 8, 6);
+    scheduler.add(job(1, 9, 3));
+    scheduler.add(job(2, 12, 1));
+    scheduler.add(job(3, 1, 1));
+    // The third would fit, but must not overtake; one block is held back for the first one's next tokens.
+    assert_eq!(trace(&mut scheduler, 4), "1:0..8\n1:8..9!\n1:9..10!\n1:10..11! Length\n");
+    assert_eq!(trace(&mut scheduler, 2), "2:0..8\n2:8..12! Length, 3:0..1! Length\n");
+}
+
+#[test]
+fn when_blocks_run_out_the_youngest_is_computed_again_later() {
+    let mut scheduler = paged(2, 16, 5);
+    scheduler.add(job(1, 7, 8));
+    scheduler.add(job(2, 7, 6));
+    assert_eq!(trace(&mut scheduler, 2), "1:0..7!, 2:0..7!\n1:7..8!, 2:7..8!\n");
+    // Each needs a third block, and there is one.
+    assert_eq!(trace(&mut scheduler, 1), "-2, 1:8..9!\n");
+    let rest = "1:9..10!\n1:10..11!\n1:11..12!\n1:12..13!\n1:13..14! Length\n";
+    assert_eq!(trace(&mut scheduler, 5), rest);
+    // Its first block was still there; nothing is sampled twice.
+    assert_eq!(trace(&mut scheduler, 4), "2:4..9!\n2:9..10!\n2:10..11!\n2:11..12! Length\n");
+    assert_eq!((scheduler.totals().preemptions, scheduler.blocks().map(Blocks::available)), (1, Some(5)));
+}
+
+#[test]
+fn a_prompt_that_was_computed_before_is_not_computed_again() {
+    let mut scheduler = paged(4, 16, 20);
+    let same = |id| Job { prompt: (0..10).collect(), prompt_tokens: 10, ..job(id, 10, 1) };
+    scheduler.add(same(1));
+    scheduler.add(same(2));
+    // The second finds out, once it is due, what the first has computed by then.
+    assert_eq!(trace(&mut scheduler, 2), "1:0..10! Length, 2:0..6\n2:8..10! Length\n");
+    scheduler.add(same(3));
+    scheduler.add(Job { cache_salt: 9, ..same(4) });
+    scheduler.plan();
+    assert_eq!([3, 4].map(|id| scheduler.cached_tokens(RequestId(id))), [8, 0]);
+}
+
+#[test]
+fn guesses_are_checked_in_one_step_and_only_those_that_came_true_count() {
+    let paging = Some(Paging { block_tokens: 4, blocks: 50, block_bytes: 1 });
+    let mut scheduler = Scheduler::new(Limits { paging, speculation: true, ..limits(2, 16, 100) });
+    let prompt: Vec<TokenId> = [1, 2, 3, 4].repeat(3);
+    scheduler.add(Job { prompt_tokens: prompt.len(), prompt, ..job(1, 12, 40) });
+    let periodic = |_, position: usize| (position % 4 + 1) as TokenId;
+    assert_eq!(trace_of(&mut scheduler, 2, periodic), "1:0..12!\n1:12..13+1!!\n");
+    trace_of(&mut scheduler, 2, periodic);
+    assert!(trace_of(&mut scheduler, 1, periodic).ends_with("+2!!!\n"), "it grows bolder");
+    let Totals { drafted_tokens, accepted_tokens, .. } = scheduler.totals();
+    assert_eq!(drafted_tokens, accepted_tokens);
+    let Plan { work, .. } = scheduler.plan();
+    scheduler.computed(&work);
+    assert_eq!(work[0].tokens.len(), 1 + work[0].guesses);
+    let applied = scheduler.apply(RequestId(1), 99);
+    assert_eq!(applied, Applied { finish: None, samples_again: false, rejected: work[0].guesses });
+    // It goes on from what was sampled, in place of the guesses.
+    let next = &scheduler.plan().work[0];
+    assert_eq!((next.start, next.tokens[0]), (work[0].start + 1, 99));
+}
+
+#[test]
+fn guesses_keep_to_the_window_and_to_the_length() {
+    let paging = Some(Paging { block_tokens: 4, blocks: 50, block_bytes: 1 });
+    let mut scheduler = Scheduler::new(Limits { paging, speculation: true, ..limits(1, 99, 3) });
+    scheduler.add(Job { prompt: vec![5; 9], prompt_tokens: 9, ..job(1, 9, 30) });
+    let mut generated = 0;
+    while scheduler.running() + scheduler.waiting() > 0 {
+        let Plan { work, .. } = scheduler.plan();
+        scheduler.computed(&work);
+        let work = &work[0];
+        assert!(1 + work.guesses <= 3, "no more than may be reported");
+        for row in 0..=work.guesses {
+            let applied = scheduler.apply(RequestId(1), 5);
+            generated += 1;
+            assert_eq!(applied.finish.is_some(), generated == 30);
+            assert_eq!(applied.samples_again, row < work.guesses && generated < 30);
+            assert_eq!(applied.rejected, 0);
+        }
+        scheduler.acknowledge(RequestId(1), generated);
+    }
+    assert_eq!(generated, 30);
 }
