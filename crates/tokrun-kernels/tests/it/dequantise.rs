@@ -6,7 +6,7 @@ const VALUES: usize = 512;
 
 #[test]
 fn blocks_of_every_type_mean_what_gguf_says() {
-    let mut fixture: &[u8] = include_bytes!("fixtures/dequantise.bin");
+    let mut fixture: &[u8] = include_bytes!("../fixtures/dequantise.bin");
     for weight_type in WeightType::ALL {
         let (blocks, rest) = fixture.split_at(weight_type.row_bytes(VALUES).expect("512 values are whole blocks"));
         let (expected, rest) = rest.split_at(VALUES * size_of::<f32>());
