@@ -215,10 +215,10 @@ impl Encoded {
         assert!(self.forms.has(forms), "rows were encoded as {:?}, not as {forms:?}", self.forms);
     }
 
-    /// Blocks `first..first + count` of the columns of a group of `T` rows, as int8.
+    /// The first `blocks` blocks of columns of a group of `T` rows, as int8.
     #[inline(always)]
-    pub(super) fn int8<const T: usize>(&self, at: GroupAt, first: usize, count: usize) -> Int8Blocks<'_, T> {
-        let range = at.slot + first * T..at.slot + (first + count) * T;
+    pub(super) fn int8<const T: usize>(&self, at: GroupAt, blocks: usize) -> Int8Blocks<'_, T> {
+        let range = at.slot..at.slot + blocks * T;
         let halves = 2 * range.start..2 * range.end;
         let planes = &self.planes;
         Int8Blocks {
@@ -233,14 +233,14 @@ impl Encoded {
 
     /// As [`int8`](Self::int8), as bf16.
     #[inline(always)]
-    pub(super) fn bf16<const T: usize>(&self, at: GroupAt, first: usize, count: usize) -> &[[[u16; BLOCK]; T]] {
-        self.planes.bf16.0[at.slot + first * T..at.slot + (first + count) * T].as_chunks().0
+    pub(super) fn bf16<const T: usize>(&self, at: GroupAt, blocks: usize) -> &[[[u16; BLOCK]; T]] {
+        self.planes.bf16.0[at.slot..at.slot + blocks * T].as_chunks().0
     }
 
     /// As [`int8`](Self::int8), as f32.
     #[inline(always)]
-    pub(super) fn f32<const T: usize>(&self, at: GroupAt, first: usize, count: usize) -> &[[[f32; BLOCK]; T]] {
-        self.planes.f32.0[at.slot + first * T..at.slot + (first + count) * T].as_chunks().0
+    pub(super) fn f32<const T: usize>(&self, at: GroupAt, blocks: usize) -> &[[[f32; BLOCK]; T]] {
+        self.planes.f32.0[at.slot..at.slot + blocks * T].as_chunks().0
     }
 }
 

@@ -3,11 +3,9 @@
 use super::activations::{Encoded, Forms, GroupAt};
 use super::formats::BLOCK;
 use super::memory::Plain;
-use super::product::{Weights, cast};
+use super::product::{Weights, cast, prefetch_after};
 use super::simd::{LANES, Simd};
 
-/// How far ahead of the weights in use the next ones are asked for, in bytes.
-const AHEAD_BYTES: usize = 8192;
 const LINE_BYTES: usize = 64;
 
 /// A storage type of floating-point weights.
@@ -71,19 +69,18 @@ impl<V: Float> Weights for Floats<V> {
     fn multiply<S: Simd, const T: usize, const P: usize>(
         simd: S,
         tiles: [Self::Tile<'_>; P],
-        (input, at, first): (&Encoded, GroupAt, usize),
+        (input, at): (&Encoded, GroupAt),
         sums: &mut [[S::F32; T]; P],
     ) {
         let blocks = tiles[0].len();
-        let x = input.f32::<T>(at, first, blocks);
+        let x = input.f32::<T>(at, blocks);
         for (block, x) in x.iter().enumerate() {
             for column in 0..BLOCK {
                 let mut weights = [simd.splat(0.0); P];
                 for p in 0..P {
                     let values = &tiles[p][block][column];
-                    let next = std::ptr::from_ref(values).cast::<u8>().wrapping_add(AHEAD_BYTES);
                     if size_of_val(values) >= LINE_BYTES || column % 2 == 0 {
-                        simd.prefetch_once(next);
+                        prefetch_after(simd, std::ptr::from_ref(values).cast());
                     }
                     weights[p] = V::load(simd, values);
                 }

@@ -8,16 +8,11 @@
 mod k_quants;
 mod legacy;
 mod planes;
-mod spread;
 mod tables;
 
 pub(super) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(super) use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-use spread::Spread;
-pub(super) use spread::{SpreadScales, spread_unit};
 pub(super) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
-
-pub(super) use planes::Whole;
 
 use super::memory::Plain;
 use super::simd::{LANES, Simd};
@@ -37,8 +32,6 @@ pub(super) trait Format: Send + Sync + 'static {
     type Codes: Plain;
     /// Scales of a unit of 16 rows.
     type Scales: Plain;
-    /// What it is unpacked to for many rows.
-    type Spread: Format<Codes = Whole, Scales = SpreadScales>;
     /// Blocks of 32 columns a unit.
     const BLOCKS: usize;
     /// Whether each 16 columns have a scale of their own.
@@ -47,8 +40,6 @@ pub(super) trait Format: Send + Sync + 'static {
     const MINS: bool;
     /// Codes are so many powers of two larger than weights; none: they are what the scale multiplies.
     const ZERO_BITS: Option<u32>;
-    /// Whether the weights come from memory, not from a cache.
-    const STREAMED: bool = true;
 
     /// The codes of columns `4 group..` of `block`, unsigned.
     fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes;

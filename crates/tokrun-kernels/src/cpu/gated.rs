@@ -7,7 +7,7 @@ use super::linear::multiply;
 use super::matrix::Packed;
 use super::memory::Disjoint;
 use super::pool::Pool;
-use super::product::Target;
+use super::product::{Place, Target};
 use super::simd::{Kernel, LANES, Level, Simd};
 use crate::Activation;
 
@@ -34,20 +34,22 @@ pub(super) fn gated(
     assert_eq!(input.width(), weights.columns(), "the input's width");
     input.expect(weights.forms());
     let slots = out.begin(rows, hidden, forms);
-    let block = |block: usize| {
-        let mut products = [0.0; ROWS * 2 * BLOCK];
-        for first in (0..rows).step_by(ROWS) {
-            let rows = first..rows.min(first + ROWS);
-            let products = &mut products[..rows.len() * 2 * BLOCK];
-            let count = gate_and_up(level, input, weights, block, rows.clone(), products);
-            level.run(Activate { products, count, activation, slots, first_row: rows.start, block });
+    let blocks = |blocks: &mut dyn Iterator<Item = usize>| {
+        let mut products = vec![0.0; rows.min(ROWS) * 2 * BLOCK];
+        for block in blocks {
+            for first in (0..rows).step_by(ROWS) {
+                let rows = first..rows.min(first + ROWS);
+                let products = &mut products[..rows.len() * 2 * BLOCK];
+                let count = gate_and_up(level, input, weights, block, rows.clone(), products);
+                level.run(Activate { products, count, activation, slots, first_row: rows.start, block });
+            }
         }
     };
-    let blocks = weights.chunks.len() / 2;
+    let count = weights.chunks.len() / 2;
     if pool.threads() == 1 || 2 * rows * hidden * weights.columns() <= ALONE_PRODUCTS_MAX {
-        return (0..blocks).for_each(block);
+        return blocks(&mut (0..count));
     }
-    pool.run(|worker| worker.chunks(blocks).for_each(block));
+    pool.run(|worker| blocks(&mut worker.chunks(count)));
 }
 
 /// The products of one block of 32 hidden values: 32 of gate, 32 of up for each row. Returns how many there are, fewer in
@@ -67,15 +69,8 @@ fn gate_and_up(
         let first = block * BLOCK;
         count = BLOCK.min(matrix.rows - first);
         let bias = matrix.bias.as_ref().map(|bias| &bias[first..]);
-        let target = Target {
-            out: &out,
-            stride: 2 * BLOCK,
-            first_row: 0,
-            column: side * BLOCK,
-            outputs: count,
-            add: false,
-            bias,
-        };
+        let to = Place { values: &out, stride: 2 * BLOCK, column: side * BLOCK };
+        let target = Target { from: None, to, outputs: count, bias };
         multiply(level, matrix, weights.bytes(chunk), input, rows.clone(), target);
     }
     count

@@ -324,14 +324,4 @@ impl Packed {
     pub(super) fn outputs(&self) -> usize {
         self.matrices.iter().map(|matrix| matrix.rows).sum()
     }
-
-    /// Bytes of all tiles.
-    pub(super) fn size_bytes(&self) -> usize {
-        self.regions.iter().map(|region| region.len()).sum()
-    }
-
-    /// All bytes, a slice a thread: for measuring how fast they can be read.
-    pub(super) fn regions(&self) -> impl Iterator<Item = &[u8]> {
-        self.regions.iter().map(|region| &**region)
-    }
 }

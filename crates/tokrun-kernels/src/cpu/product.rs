@@ -3,14 +3,19 @@
 //! Each output has one order of roundings: blocks of 32 columns from left to right. How many rows and tiles a kernel has
 //! in its registers, and whether weights were unpacked before, changes nothing about it.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use super::activations::{Encoded, Forms, GroupAt, Int8Blocks};
-use super::formats::{BLOCK, Format, GROUPS};
+use super::formats::Format;
 use super::memory::{Disjoint, Plain};
 use super::norm::{load_part, store_part};
 use super::simd::{Kernel, LANES, Simd};
 
-/// How far ahead of the weights in use the next ones are asked for, in bytes.
-const AHEAD_BYTES: usize = 8192;
+/// How far ahead of the weights in use the next ones are asked for: into the second cache, which can wait for far more
+/// lines from memory at once than the first one can, and from there into the first.
+const FAR_BYTES: usize = 16384;
+const NEAR_BYTES: usize = 1536;
 const LINE_BYTES: usize = 64;
 
 /// Repeats a block with each constant index of a group.
@@ -38,17 +43,17 @@ pub(super) trait Weights: Send + Sync + 'static {
     /// Reads a tile of `blocks` blocks of columns.
     fn tile(bytes: &[u8], blocks: usize) -> Self::Tile<'_>;
 
-    /// `sums[p][t] += tiles[p] * input[t]`, over all columns of the tiles, which are blocks from `first` on of the input.
+    /// `sums[p][t] += tiles[p] * input[t]`, over all columns.
     fn multiply<S: Simd, const T: usize, const P: usize>(
         simd: S,
         tiles: [Self::Tile<'_>; P],
-        input: (&Encoded, GroupAt, usize),
+        input: (&Encoded, GroupAt),
         sums: &mut [[S::F32; T]; P],
     );
 }
 
 /// Quantised weights: exact integer products within a block, scaled in f32.
-pub(super) struct Quantised<F>(std::marker::PhantomData<F>);
+pub(super) struct Quantised<F>(PhantomData<F>);
 
 /// A tile of quantised weights: codes of all units, then scales of all units.
 pub(super) struct UnitTile<'a, F: Format> {
@@ -72,19 +77,25 @@ impl<'a, F: Format> UnitTile<'a, F> {
         Self { codes: cast(codes, units), scales: cast(scales, units) }
     }
 
-    /// Asks for what lies `AHEAD_BYTES` after unit `unit`, block `block`: each line once.
+    /// Asks for the weights after unit `unit`, block `block`.
     #[inline(always)]
     fn prefetch<S: Simd>(&self, simd: S, unit: usize, block: usize) {
-        let block_bytes = size_of::<F::Codes>() / F::BLOCKS;
-        let codes = std::ptr::from_ref(&self.codes[unit]).cast::<u8>().wrapping_add(block * block_bytes + AHEAD_BYTES);
-        for line in 0..block_bytes.div_ceil(LINE_BYTES) {
-            simd.prefetch_once(codes.wrapping_add(line * LINE_BYTES));
-        }
+        let code_bytes = size_of::<F::Codes>() / F::BLOCKS;
+        let codes = std::ptr::from_ref(&self.codes[unit]).cast::<u8>().wrapping_add(block * code_bytes);
         let scale_bytes = size_of::<F::Scales>().div_ceil(F::BLOCKS);
-        let scales =
-            std::ptr::from_ref(&self.scales[unit]).cast::<u8>().wrapping_add(block * scale_bytes + AHEAD_BYTES);
-        simd.prefetch_once(scales);
+        let scales = std::ptr::from_ref(&self.scales[unit]).cast::<u8>().wrapping_add(block * scale_bytes);
+        for line in 0..code_bytes.div_ceil(LINE_BYTES) {
+            prefetch_after(simd, codes.wrapping_add(line * LINE_BYTES));
+        }
+        prefetch_after(simd, scales);
     }
+}
+
+/// Asks for what comes after the line at `address`.
+#[inline(always)]
+pub(super) fn prefetch_after<S: Simd>(simd: S, address: *const u8) {
+    simd.prefetch_far(address.wrapping_add(FAR_BYTES));
+    simd.prefetch(address.wrapping_add(NEAR_BYTES));
 }
 
 impl<F: Format> Weights for Quantised<F> {
@@ -101,19 +112,17 @@ impl<F: Format> Weights for Quantised<F> {
     fn multiply<S: Simd, const T: usize, const P: usize>(
         simd: S,
         tiles: [UnitTile<'_, F>; P],
-        (input, at, first): (&Encoded, GroupAt, usize),
+        (input, at): (&Encoded, GroupAt),
         sums: &mut [[S::F32; T]; P],
     ) {
         let units = tiles[0].codes.len();
-        let x = input.int8::<T>(at, first, units * F::BLOCKS);
+        let x = input.int8::<T>(at, units * F::BLOCKS);
         for unit in 0..units {
             for block in 0..F::BLOCKS {
                 let column = unit * F::BLOCKS + block;
                 let dots = dot_products::<S, F, T, P>(simd, &tiles, (unit, block), &x, column);
                 for p in 0..P {
-                    if F::STREAMED {
-                        tiles[p].prefetch(simd, unit, block);
-                    }
+                    tiles[p].prefetch(simd, unit, block);
                     let scales = F::scales(simd, &tiles[p].scales[unit], block);
                     let mins = F::mins(simd, &tiles[p].scales[unit], block);
                     for t in 0..T {
@@ -222,82 +231,97 @@ pub(super) fn cast_mut<T: Plain>(bytes: &mut [u8], count: usize) -> &mut [T] {
     }
 }
 
-/// Where products go.
+/// A matrix of outputs, which several threads share.
 #[derive(Clone, Copy)]
-pub(super) struct Target<'a> {
+pub(super) struct Place<'a> {
     /// Rows of `stride` values.
-    pub(super) out: &'a Disjoint<'a, f32>,
+    pub(super) values: &'a Disjoint<'a, f32>,
     pub(super) stride: usize,
-    /// Row of `out` of the first input row.
-    pub(super) first_row: usize,
     /// Column of the first output.
     pub(super) column: usize,
+}
+
+/// Where products go: row 0 belongs to the first row that is multiplied.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// What they are added to; none: zeros.
+    pub(super) from: Option<Place<'a>>,
+    pub(super) to: Place<'a>,
     /// Outputs; the last tile may have more rows than are wanted.
     pub(super) outputs: usize,
-    /// Whether to add to what is there.
-    pub(super) add: bool,
     /// Added at the end, a value an output.
     pub(super) bias: Option<&'a [f32]>,
 }
 
 /// Consecutive tiles, an even number of them, times rows.
-pub(super) struct MultiplyTiles<'a, W: Weights> {
+pub(super) struct Product<'a> {
     pub(super) tiles: &'a [u8],
     pub(super) tile_bytes: usize,
     /// Blocks of columns a tile.
     pub(super) blocks: usize,
     pub(super) input: &'a Encoded,
     /// Rows to multiply with: whole groups, but for the last.
-    pub(super) rows: std::ops::Range<usize>,
-    /// First block of the input's columns.
-    pub(super) first_block: usize,
+    pub(super) rows: Range<usize>,
     pub(super) target: Target<'a>,
-    pub(super) weights: std::marker::PhantomData<W>,
 }
 
-impl<W: Weights> Kernel for MultiplyTiles<'_, W> {
+impl<'a> Product<'a> {
+    /// With tiles of these weights.
+    pub(super) fn with<W: Weights>(self) -> ProductWith<'a, W> {
+        ProductWith(self, PhantomData)
+    }
+}
+
+/// A product with one kind of weights.
+pub(super) struct ProductWith<'a, W>(Product<'a>, PhantomData<W>);
+
+impl<W: Weights> Kernel for ProductWith<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         // Eight rows with two sums an output fill the registers with one tile.
-        if S::PAIRS && W::SUMS == 1 { self.in_steps::<S, 2>(simd) } else { self.in_steps::<S, 1>(simd) }
+        if S::PAIRS && W::SUMS == 1 {
+            self.0.in_steps::<S, W, 2>(simd);
+        } else {
+            self.0.in_steps::<S, W, 1>(simd);
+        }
     }
 }
 
-impl<W: Weights> MultiplyTiles<'_, W> {
+impl Product<'_> {
     /// `P` tiles at a time; there are whole steps of them.
     #[inline(always)]
-    fn in_steps<S: Simd, const P: usize>(&self, simd: S) {
+    fn in_steps<S: Simd, W: Weights, const P: usize>(&self, simd: S) {
         for tile in (0..self.tiles.len() / self.tile_bytes).step_by(P) {
             for at in self.input.groups().skip_while(|at| at.row < self.rows.start) {
                 if at.row >= self.rows.end {
                     break;
                 }
                 match at.size {
-                    8 if S::GROUP_ROWS >= 8 => self.step::<S, 8, P>(simd, tile, at),
-                    4 if S::GROUP_ROWS >= 4 => self.step::<S, 4, P>(simd, tile, at),
-                    _ => self.step::<S, 1, P>(simd, tile, at),
+                    8 if S::GROUP_ROWS >= 8 => self.step::<S, W, 8, P>(simd, tile, at),
+                    4 if S::GROUP_ROWS >= 4 => self.step::<S, W, 4, P>(simd, tile, at),
+                    _ => self.step::<S, W, 1, P>(simd, tile, at),
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn step<S: Simd, const T: usize, const P: usize>(&self, simd: S, tile: usize, at: GroupAt) {
+    fn step<S: Simd, W: Weights, const T: usize, const P: usize>(&self, simd: S, tile: usize, at: GroupAt) {
         let mut tiles = [W::tile(&self.tiles[tile * self.tile_bytes..], self.blocks); P];
         for p in 1..P {
             tiles[p] = W::tile(&self.tiles[(tile + p) * self.tile_bytes..], self.blocks);
         }
         let mut sums = [[simd.splat(0.0); T]; P];
-        if self.target.add {
+        if let Some(from) = self.target.from {
             for p in 0..P {
                 for t in 0..T.min(self.rows.end - at.row) {
-                    sums[p][t] = self.load(simd, tile + p, at.row + t);
+                    sums[p][t] = load_part(simd, self.outputs(&from, tile + p, at.row + t));
                 }
             }
         }
-        W::multiply::<S, T, P>(simd, tiles, (self.input, at, self.first_block), &mut sums);
+        W::multiply::<S, T, P>(simd, tiles, (self.input, at), &mut sums);
         for p in 0..P {
             for t in 0..T.min(self.rows.end - at.row) {
                 self.store(simd, tile + p, at.row + t, sums[p][t]);
@@ -307,26 +331,20 @@ impl<W: Weights> MultiplyTiles<'_, W> {
 
     /// Outputs of `tile` for `row`: 16, or fewer where the matrix ends.
     #[inline(always)]
-    fn outputs(&self, tile: usize, row: usize) -> &mut [f32] {
-        let target = &self.target;
-        let first = target.outputs.min(tile * LANES);
-        let count = LANES.min(target.outputs - first);
-        let start = (row - self.rows.start + target.first_row) * target.stride + target.column + first;
+    fn outputs<'p>(&self, place: &'p Place<'_>, tile: usize, row: usize) -> &'p mut [f32] {
+        let first = self.target.outputs.min(tile * LANES);
+        let count = LANES.min(self.target.outputs - first);
+        let start = (row - self.rows.start) * place.stride + place.column + first;
         #[expect(unsafe_code, reason = "threads share one matrix")]
-        // SAFETY: these tiles are this thread's: nobody else writes these columns.
+        // SAFETY: these tiles are this thread's: nobody else uses these columns.
         unsafe {
-            target.out.part(start..start + count)
+            place.values.part(start..start + count)
         }
     }
 
     #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, tile: usize, row: usize) -> S::F32 {
-        load_part(simd, self.outputs(tile, row))
-    }
-
-    #[inline(always)]
     fn store<S: Simd>(&self, simd: S, tile: usize, row: usize, sum: S::F32) {
-        let outputs = self.outputs(tile, row);
+        let outputs = self.outputs(&self.target.to, tile, row);
         let sum = match self.target.bias {
             Some(bias) => simd.add(sum, load_part(simd, &bias[bias.len().min(tile * LANES)..][..outputs.len()])),
             None => sum,
@@ -334,5 +352,3 @@ impl<W: Weights> MultiplyTiles<'_, W> {
         store_part(simd, sum, outputs);
     }
 }
-
-const _: () = assert!(GROUPS * 4 == BLOCK);

@@ -104,6 +104,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line at `address` (which need not be mapped), to stay.
     fn prefetch(self, address: *const u8);
+    /// Asks for the cache line at `address` (which need not be mapped), to lie in the second cache.
+    fn prefetch_far(self, address: *const u8);
     /// Asks for the cache line at `address` (which need not be mapped), to be used once.
     fn prefetch_once(self, address: *const u8);
 

@@ -12,8 +12,8 @@ const BLOCKS: usize = 3;
 type Row = Vec<(Vec<i8>, f32, [f32; 6], Vec<u16>, Vec<f32>)>;
 
 fn row<const T: usize>(encoded: &Encoded, at: GroupAt, t: usize) -> Row {
-    let ints = encoded.int8::<T>(at, 0, BLOCKS);
-    let (bf16, f32) = (encoded.bf16::<T>(at, 0, BLOCKS), encoded.f32::<T>(at, 0, BLOCKS));
+    let ints = encoded.int8::<T>(at, BLOCKS);
+    let (bf16, f32) = (encoded.bf16::<T>(at, BLOCKS), encoded.f32::<T>(at, BLOCKS));
     (0..BLOCKS)
         .map(|b| {
             let sums = [
@@ -100,7 +100,7 @@ fn blocks_that_vanish_are_zero() {
         let mut encoded = Encoded::new(Level::best(), 1, 32).expect("little memory");
         encoded.encode(&mut pool, Level::best(), &[value; 32], 1, None, ALL);
         let at = encoded.groups().next().expect("one row");
-        let x = encoded.int8::<1>(at, 0, 1);
+        let x = encoded.int8::<1>(at, 1);
         assert_eq!(x.codes[0][0], [[0; 4]; 8]);
         assert!(x.scales[0][0].is_finite());
     }

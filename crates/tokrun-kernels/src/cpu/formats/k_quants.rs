@@ -5,7 +5,7 @@
 
 use super::legacy::FiveBits;
 use super::planes::{Bits, Nibbles, Pairs, file_bits, join};
-use super::{Format, GROUPS, Halfs, Pack, Spread, plain};
+use super::{Format, GROUPS, Halfs, Pack, plain};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{k_scales, q3_k_scales};
 
@@ -136,7 +136,6 @@ fn nibbles_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
 impl Format for Q2K {
     type Codes = [Pairs; BLOCKS];
     type Scales = NibbleScales;
-    type Spread = Spread<true, true, 0>;
     const BLOCKS: usize = BLOCKS;
     const HALVES: bool = true;
     const MINS: bool = true;
@@ -181,7 +180,6 @@ impl Pack for Q2K {
 impl Format for Q3K {
     type Codes = [ThreeBits; BLOCKS];
     type Scales = HalfScales;
-    type Spread = Spread<true, false, 2>;
     const BLOCKS: usize = BLOCKS;
     const HALVES: bool = true;
     const MINS: bool = false;
@@ -214,7 +212,6 @@ impl Pack for Q3K {
 impl Format for Q4K {
     type Codes = [Nibbles; BLOCKS];
     type Scales = BlockScales;
-    type Spread = Spread<false, true, 0>;
     const BLOCKS: usize = BLOCKS;
     const HALVES: bool = false;
     const MINS: bool = true;
@@ -249,7 +246,6 @@ impl Pack for Q4K {
 impl Format for Q5K {
     type Codes = [FiveBits; BLOCKS];
     type Scales = BlockScales;
-    type Spread = Spread<false, true, 0>;
     const BLOCKS: usize = BLOCKS;
     const HALVES: bool = false;
     const MINS: bool = true;
@@ -285,7 +281,6 @@ impl Pack for Q5K {
 impl Format for Q6K {
     type Codes = [SixBits; BLOCKS];
     type Scales = HalfScales;
-    type Spread = Spread<true, false, 5>;
     const BLOCKS: usize = BLOCKS;
     const HALVES: bool = true;
     const MINS: bool = false;

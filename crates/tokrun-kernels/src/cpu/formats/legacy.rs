@@ -1,7 +1,7 @@
 //! Blocks of 32 columns with half-precision scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. As large as in the file.
 
 use super::planes::{Bits, Nibbles, Whole, file_nibbles, join, word};
-use super::{Format, GROUPS, Halfs, Pack, Spread, plain};
+use super::{Format, GROUPS, Halfs, Pack, plain};
 use crate::cpu::simd::Simd;
 
 /// `scale * (code - 8)`.
@@ -49,7 +49,6 @@ plain!(FiveBits ScaleAndMin);
 impl Format for Q4_0 {
     type Codes = Nibbles;
     type Scales = Halfs;
-    type Spread = Spread<false, false, 3>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = false;
@@ -77,7 +76,6 @@ impl Pack for Q4_0 {
 impl Format for Q4_1 {
     type Codes = Nibbles;
     type Scales = ScaleAndMin;
-    type Spread = Spread<false, true, 0>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = true;
@@ -111,7 +109,6 @@ impl Pack for Q4_1 {
 impl Format for Q5_0 {
     type Codes = FiveBits;
     type Scales = Halfs;
-    type Spread = Spread<false, false, 4>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = false;
@@ -139,7 +136,6 @@ impl Pack for Q5_0 {
 impl Format for Q5_1 {
     type Codes = FiveBits;
     type Scales = ScaleAndMin;
-    type Spread = Spread<false, true, 0>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = true;
@@ -185,7 +181,6 @@ fn fifth_bits(bits: u32) -> [u32; GROUPS] {
 impl Format for Q8_0 {
     type Codes = Whole;
     type Scales = Halfs;
-    type Spread = Spread<false, false, 7>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = false;

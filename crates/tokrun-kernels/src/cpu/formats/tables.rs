@@ -1,7 +1,7 @@
 //! Codes that name values of a table: IQ4_NL, IQ4_XS, MXFP4.
 
 use super::planes::{Nibbles, file_nibbles};
-use super::{Format, Halfs, Pack, Spread, plain};
+use super::{Format, Halfs, Pack, plain};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{IQ4_VALUES, MXFP4_DOUBLED, iq4_xs_scales};
 
@@ -38,7 +38,6 @@ plain!(SignedScales);
 impl Format for Iq4Nl {
     type Codes = Nibbles;
     type Scales = Halfs;
-    type Spread = Spread<false, false, 7>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = false;
@@ -66,7 +65,6 @@ impl Pack for Iq4Nl {
 impl Format for Iq4Xs {
     type Codes = [Nibbles; 8];
     type Scales = SignedScales;
-    type Spread = Spread<false, false, 7>;
     const BLOCKS: usize = 8;
     const HALVES: bool = false;
     const MINS: bool = false;
@@ -99,7 +97,6 @@ impl Pack for Iq4Xs {
 impl Format for Mxfp4 {
     type Codes = Nibbles;
     type Scales = [u8; LANES];
-    type Spread = Spread<false, false, 4>;
     const BLOCKS: usize = 1;
     const HALVES: bool = false;
     const MINS: bool = false;

@@ -25,9 +25,9 @@ fn hidden(pool: &mut Pool, level: Level, weights: &[Weights; 2], activation: Act
         for t in 0..at.size.min(rows - at.row) {
             for block in 0..blocks {
                 let from = match at.size {
-                    8 => out.f32::<8>(at, block, 1)[0][t],
-                    4 => out.f32::<4>(at, block, 1)[0][t],
-                    _ => out.f32::<1>(at, block, 1)[0][t],
+                    8 => out.f32::<8>(at, blocks)[block][t],
+                    4 => out.f32::<4>(at, blocks)[block][t],
+                    _ => out.f32::<1>(at, blocks)[block][t],
                 };
                 let to = &mut values[(at.row + t) * width..][..width][block * 32..];
                 let count = to.len().min(32);

@@ -262,6 +262,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn prefetch_once(self, address: *const u8) {
         // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(address.cast()) }

@@ -94,6 +94,7 @@ impl Simd for Avx512 {
         fn look_up(table: &[u8; 16], codes: __m512i) -> __m512i = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), codes);
         fn dot4(sum: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, a, b);
         fn prefetch(address: *const u8) = _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        fn prefetch_far(address: *const u8) = _mm_prefetch::<_MM_HINT_T1>(address.cast());
         fn prefetch_once(address: *const u8) = _mm_prefetch::<_MM_HINT_NTA>(address.cast());
     }
 

@@ -286,6 +286,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        // SAFETY: as above.
+        unsafe { asm!("prfm pldl2keep, [{}]", in(reg) address, options(readonly, nostack, preserves_flags)) }
+    }
+
+    #[inline(always)]
     fn prefetch_once(self, address: *const u8) {
         // SAFETY: as above.
         unsafe { asm!("prfm pldl1strm, [{}]", in(reg) address, options(readonly, nostack, preserves_flags)) }

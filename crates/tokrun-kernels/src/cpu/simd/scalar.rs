@@ -295,5 +295,8 @@ impl Simd for Scalar {
     fn prefetch(self, _: *const u8) {}
 
     #[inline(never)]
+    fn prefetch_far(self, _: *const u8) {}
+
+    #[inline(never)]
     fn prefetch_once(self, _: *const u8) {}
 }
