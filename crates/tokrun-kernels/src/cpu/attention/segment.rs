@@ -145,25 +145,25 @@ fn score_blocks<S: Simd, E: Element, const QUERIES: usize, const BLOCKS: usize>(
     let mut sums = [[simd.splat(0.0); BLOCKS]; QUERIES];
     for d in 0..dim {
         if blocks.cold {
-            for next in next {
+            for next in &next {
                 simd.prefetch(next.wrapping_add(d).cast());
             }
         }
         let mut key = [simd.splat(0.0); BLOCKS];
-        for (key, keys) in key.iter_mut().zip(keys) {
+        for (key, keys) in key.iter_mut().zip(&keys) {
             *key = E::load(simd, &keys[d]);
         }
-        for (sums, query) in sums.iter_mut().zip(query) {
+        for (sums, query) in sums.iter_mut().zip(&query) {
             let query = simd.splat(query[d]);
-            for (sum, key) in sums.iter_mut().zip(key) {
-                *sum = simd.fma(query, key, *sum);
+            for (sum, key) in sums.iter_mut().zip(&key) {
+                *sum = simd.fma(query, *key, *sum);
             }
         }
     }
-    for (weights, sums) in weights.iter_mut().zip(sums) {
+    for (weights, sums) in weights.iter_mut().zip(&sums) {
         let (vectors, _) = weights.as_chunks_mut();
         for (vector, sum) in vectors[first..][..BLOCKS].iter_mut().zip(sums) {
-            simd.store(sum, vector);
+            simd.store(*sum, vector);
         }
     }
 }
@@ -339,16 +339,16 @@ fn mix_vectors<S: Simd, E: Element, const QUERIES: usize, const VECTORS: usize>(
             }
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 let weight = simd.splat(weights[block * LANES + token]);
-                for (sum, value) in sums.iter_mut().zip(value) {
-                    *sum = simd.fma(weight, value, *sum);
+                for (sum, value) in sums.iter_mut().zip(&value) {
+                    *sum = simd.fma(weight, *value, *sum);
                 }
             }
         }
     }
-    for (row, sums) in out.chunks_exact_mut(vectors * LANES).zip(sums) {
+    for (row, sums) in out.chunks_exact_mut(vectors * LANES).zip(&sums) {
         let (to, _) = row.as_chunks_mut();
         for (to, sum) in to[at..][..VECTORS].iter_mut().zip(sums) {
-            simd.store(sum, to);
+            simd.store(*sum, to);
         }
     }
 }
