@@ -7,7 +7,8 @@
 use super::formats::BLOCK;
 use super::memory::{Buffer, Pages, Plain};
 use super::norm::{inverse_rms, load_part};
-use super::pool::Pool;
+use super::pool::{Pool, share};
+use super::rows::PIECES_A_THREAD;
 use super::simd::{Kernel, LANES, Level, Simd};
 use crate::{KernelError, Norm};
 
@@ -158,10 +159,13 @@ impl Encoded {
         if x.len() <= ALONE_VALUES_MAX || rows < 2 || pool.threads() == 1 {
             return level.run(EncodeRows { x, first: 0, norm, width, slots });
         }
-        pool.run(|worker| {
-            let share = worker.share(rows);
-            let x = &x[share.start * width..share.end * width];
-            level.run(EncodeRows { x, first: share.start, norm, width, slots });
+        let pieces = rows.min(PIECES_A_THREAD * pool.threads());
+        pool.for_chunks(pieces, |_, chunks| {
+            for piece in chunks {
+                let rows = share(rows, piece, pieces);
+                let x = &x[rows.start * width..rows.end * width];
+                level.run(EncodeRows { x, first: rows.start, norm, width, slots });
+            }
         });
     }
 

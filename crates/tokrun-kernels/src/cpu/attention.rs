@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::AcqRel;
 
 use super::kv::{BF16, Cache, CpuKv, Element, F16, F32, Layer, padded};
 use super::memory::Disjoint;
-use super::pool::Pool;
+use super::pool::{Pool, Worker};
 use super::rope::RopeTable;
 use super::rows::CpuRows;
 use super::simd::Level;
@@ -128,15 +128,17 @@ fn attend_in<E: Element>(
         plan.items.iter().for_each(|item| job.do_item(item, scratch));
         return;
     }
-    pool.run(|worker| {
+    let with_scratch = |worker: &Worker<'_>, work: &mut dyn FnMut(&mut Scratch)| {
+        let index = worker.index();
         #[expect(unsafe_code, reason = "scratch memory of each thread")]
         // SAFETY: each worker takes its own.
-        let scratch = unsafe { &mut scratch.part(worker.index()..worker.index() + 1)[0] };
-        if !plan.written.is_empty() {
-            worker.chunks(plan.written.len()).for_each(|block| job.store_block(&plan.written[block], scratch));
-            worker.barrier();
-        }
-        worker.chunks(plan.items.len()).for_each(|item| job.do_item(&plan.items[item], scratch));
+        work(unsafe { &mut scratch.part(index..index + 1)[0] });
+    };
+    pool.for_chunks(plan.written.len(), |worker, chunks| {
+        with_scratch(worker, &mut |scratch| chunks.for_each(|block| job.store_block(&plan.written[block], scratch)));
+    });
+    pool.for_chunks(plan.items.len(), |worker, chunks| {
+        with_scratch(worker, &mut |scratch| chunks.for_each(|item| job.do_item(&plan.items[item], scratch)));
     });
 }
 
@@ -222,7 +224,7 @@ impl<E: Element> Job<'_, E> {
 
         let block = self.inputs.spans[span].blocks[position / KV_BLOCK_TOKENS];
         #[expect(unsafe_code, reason = "threads share one cache")]
-        // SAFETY: each written block is stored to by one thread: before a barrier, after which it is only read, or by the
+        // SAFETY: each written block is stored to by one thread: before all items, which only read it, or by the
         // one item of a unit that reads it. No two spans write to one block.
         let [keys, values] = unsafe { self.layer.head_mut(block, kv_head) };
         self.level.run(StoreToken::<E> { token: position % KV_BLOCK_TOKENS, key, value, keys, values });
@@ -317,7 +319,7 @@ impl<E: Element> Job<'_, E> {
         let mut blocks = Blocks::<E> { cold: unit.rows.len() == 1, ..Blocks::NONE };
         for &block in &self.inputs.spans[unit.span].blocks[first_block..end_block] {
             #[expect(unsafe_code, reason = "threads share one cache")]
-            // SAFETY: blocks of this head are written to before the barrier, or by this item: see `store`.
+            // SAFETY: blocks of this head are written to before all items, or by this item: see `store`.
             let [keys, values] = unsafe { self.layer.head(block, unit.kv_head) };
             blocks.keys[blocks.count] = keys;
             blocks.values[blocks.count] = values;

@@ -49,7 +49,7 @@ pub(super) fn gated(
     if pool.threads() == 1 || 2 * rows * hidden * weights.columns() <= ALONE_PRODUCTS_MAX {
         return blocks(&mut (0..count));
     }
-    pool.run(|worker| blocks(&mut worker.chunks(count)));
+    pool.for_chunks(count, |_, chunks| blocks(chunks));
 }
 
 /// The products of one block of 32 hidden values: 32 of gate, 32 of up for each row. Returns how many there are, fewer in

@@ -44,7 +44,7 @@ pub(super) fn linear(pool: &mut Pool, level: Level, input: &Encoded, weights: &P
     if pool.threads() == 1 || rows * outputs * weights.columns() <= ALONE_PRODUCTS_MAX {
         return (0..weights.chunks.len()).for_each(chunk);
     }
-    pool.run(|worker| worker.chunks(weights.chunks.len()).for_each(chunk));
+    pool.for_chunks(weights.chunks.len(), |_, chunks| chunks.for_each(chunk));
 }
 
 /// The first output column of each matrix.

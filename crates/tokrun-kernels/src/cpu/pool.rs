@@ -9,7 +9,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
@@ -66,10 +66,29 @@ impl Pool {
 
     /// Runs `job` once on each thread and returns when all are done. A panic of any of them is raised again here.
     pub(crate) fn run(&mut self, job: impl Fn(&Worker<'_>) + Sync) {
+        self.pin_caller();
+        self.shared.run(&job, Latecomers::Awaited);
+    }
+
+    /// Runs `job` on each thread with the chunks of `0..count` that fall to it, and returns when all are done: a thread
+    /// takes them one by one, its [`share`](Worker::share) first, then what is left of the others'. Threads that the
+    /// system does not let run just now are not waited for. `job` goes through all that it is given.
+    pub(crate) fn for_chunks(
+        &mut self,
+        count: usize,
+        job: impl Fn(&Worker<'_>, &mut dyn Iterator<Item = usize>) + Sync,
+    ) {
+        if count == 0 {
+            return;
+        }
+        self.pin_caller();
+        self.shared.run(&|worker| job(worker, &mut worker.chunks(count)), Latecomers::LeftOut);
+    }
+
+    fn pin_caller(&mut self) {
         if self.pin && !std::mem::replace(&mut self.caller_pinned, true) {
             pin_to_cpu(0);
         }
-        self.shared.run(&job);
     }
 
     /// Time of one barrier between all threads, in nanoseconds: the median of many. It tells how the threads' CPUs are
@@ -139,10 +158,9 @@ impl Worker<'_> {
         share(count, self.index, self.threads())
     }
 
-    /// The chunks `0..count` that this thread is to do. A thread begins with its [`share`](Self::share), in order, and
-    /// then helps the others with theirs: each chunk goes to exactly one thread, whichever is first. All threads of a
-    /// job call this equally often, with the same count, and go through all that they are given.
-    pub(crate) fn chunks(&self, count: usize) -> impl Iterator<Item = usize> + '_ {
+    /// The chunks of `0..count` that this thread is to do: each goes to exactly one thread, whichever is first. All
+    /// threads of a job call this equally often, with the same count, and go through all that they are given.
+    fn chunks(&self, count: usize) -> impl Iterator<Item = usize> + '_ {
         assert!(count < 1 << CHUNK_BITS, "a loop of {count} chunks: make the chunks larger");
         let tag = self.next_loop.replace(self.next_loop.get() + 1);
         let threads = self.threads();
@@ -180,6 +198,15 @@ fn claim(counter: &AtomicU64, tag: u64, count: usize) -> Option<usize> {
             Err(now) => seen = now,
         }
     }
+}
+
+/// What becomes of threads that have not begun with a job when the caller is through with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Latecomers {
+    /// Each thread has something of its own to do.
+    Awaited,
+    /// All there is to do is done: they need not begin.
+    LeftOut,
 }
 
 /// A job as the threads see it: it lives until [`Pool::run`] returns, which the type cannot say.
@@ -229,13 +256,31 @@ unsafe impl Send for Post {}
 struct Slot {
     /// Barriers it arrived at.
     arrivals: AtomicU64,
-    /// Jobs it finished.
+    /// The last job that it began, or that it was left out of: whoever sets this to a job's number decides which.
+    begun: AtomicU64,
+    /// The last job that it needs not be waited for any more.
     finished: AtomicU64,
     /// The next chunk of its share: see [`claim`].
     next_chunk: AtomicU64,
     /// Whether it has to be woken, and how.
     parked: AtomicBool,
     thread: Mutex<Option<Thread>>,
+}
+
+impl Slot {
+    /// Whether this thread is to take part in job `number`, the one after the last.
+    fn begin(&self, number: u64) -> bool {
+        self.begun.compare_exchange(number - 1, number, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Leaves the thread out of job `number`, if it has not begun with it.
+    fn leave_out(&self, number: u64) -> bool {
+        let left_out = self.begin(number);
+        if left_out {
+            self.finished.store(number, Relaxed);
+        }
+        left_out
+    }
 }
 
 /// The panic of a thread whose job fell apart because another one panicked: not worth reporting.
@@ -253,14 +298,14 @@ impl Shared {
     }
 
     /// The caller's side of a job.
-    fn run(&self, job: &(dyn Fn(&Worker<'_>) + Sync)) {
+    fn run(&self, job: &(dyn Fn(&Worker<'_>) + Sync), latecomers: Latecomers) {
         // Widens the lifetime, no more: `finish_all` below returns only when no thread uses the job any longer.
         #[expect(unsafe_code, reason = "threads that outlive the job borrow it")]
         // SAFETY: both are the same wide pointer; see above for how long it is used.
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), Job>(job) };
         let number = self.publish(Some(job));
         self.take_part(0, number, job);
-        self.finish_all(number);
+        self.finish_all(number, latecomers);
     }
 
     /// Gives all threads the next job and returns its number.
@@ -280,8 +325,11 @@ impl Shared {
     fn work(&self, index: usize) {
         for number in 1.. {
             self.wait(index, || self.post.jobs.load(Acquire) >= number);
+            if !self.slots[index].begin(number) {
+                continue;
+            }
             #[expect(unsafe_code, reason = "a cell of the pool's own protocol")]
-            // SAFETY: job `number` is published, and the next one is not before this thread has finished it.
+            // SAFETY: job `number` is published, and the next one is not before this thread has finished it, as it began.
             let job = unsafe { *self.post.job.get() };
             let Some(job) = job else { return };
             self.take_part(index, number, job);
@@ -308,9 +356,12 @@ impl Shared {
         debug_assert!(worker.next_loop.get() < (number + 1) * LOOPS_MAX, "a job has at most {LOOPS_MAX} loops");
     }
 
-    /// Returns when all threads have finished job `number`, and raises the panic it ended with, if any.
-    fn finish_all(&self, number: u64) {
-        self.wait(0, || self.slots[1..].iter().all(|slot| slot.finished.load(Acquire) >= number));
+    /// Returns when no thread uses job `number` any more, and raises the panic it ended with, if any.
+    fn finish_all(&self, number: u64, latecomers: Latecomers) {
+        let done = |slot: &Padded<Slot>| {
+            slot.finished.load(Acquire) >= number || latecomers == Latecomers::LeftOut && slot.leave_out(number)
+        };
+        self.wait(0, || self.slots[1..].iter().all(done));
         if self.failed.load(Relaxed) {
             self.failed.store(false, Relaxed);
             for slot in &self.slots {

@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use super::memory::{Buffer, Disjoint, Pages};
-use super::pool::Pool;
+use super::pool::{Pool, share};
 use crate::KernelError;
 
 /// Values below which waking the other threads takes longer than the work: some microseconds of it.
 const ALONE_VALUES_MAX: usize = 16 << 10;
+/// Pieces that each thread gets, if all are as fast.
+pub(super) const PIECES_A_THREAD: usize = 4;
 
 /// Activations `[rows, width]`, f32, row-major, in memory that is taken when it is first used.
 pub struct CpuRows {
@@ -64,12 +66,15 @@ pub(super) fn by_rows(
     if values.len() <= ALONE_VALUES_MAX || rows < 2 || pool.threads() == 1 {
         return work(0..rows, values);
     }
+    let pieces = rows.min(PIECES_A_THREAD * pool.threads());
     let values = Disjoint::new(values);
-    pool.run(|worker| {
-        let share = worker.share(rows);
-        #[expect(unsafe_code, reason = "threads share one matrix")]
-        // SAFETY: the shares of the workers do not overlap.
-        let part = unsafe { values.part(share.start * width..share.end * width) };
-        work(share, part);
+    pool.for_chunks(pieces, |_, chunks| {
+        for piece in chunks {
+            let rows = share(rows, piece, pieces);
+            #[expect(unsafe_code, reason = "threads share one matrix")]
+            // SAFETY: the pieces do not overlap.
+            let part = unsafe { values.part(rows.start * width..rows.end * width) };
+            work(rows, part);
+        }
     });
 }

@@ -61,8 +61,8 @@ fn each_chunk_of_each_loop_is_done_once() {
 fn a_thread_that_is_held_up_is_helped() {
     let mut pool = pool(2);
     let by_first = AtomicUsize::new(0);
-    pool.run(|worker| {
-        for _ in worker.chunks(100) {
+    pool.for_chunks(100, |worker, chunks| {
+        for _ in chunks {
             if worker.index() == 1 {
                 std::thread::sleep(Duration::from_millis(20));
             } else {
@@ -71,6 +71,36 @@ fn a_thread_that_is_held_up_is_helped() {
         }
     });
     assert!(by_first.load(SeqCst) > 50, "its own half and more");
+}
+
+#[test]
+fn each_chunk_is_done_once_whoever_is_left_out() {
+    for threads in [1, 2, 3, 8] {
+        let mut pool = pool(threads);
+        for count in [0, 1, 3, 50] {
+            let done: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            for round in 0..300 {
+                // Jobs that all must take part in, among those that the slow ones are left out of.
+                if round % 7 == 0 {
+                    let ran = AtomicUsize::new(0);
+                    pool.run(|_| _ = ran.fetch_add(1, SeqCst));
+                    assert_eq!(ran.load(SeqCst), threads);
+                }
+                pool.for_chunks(count, |_, chunks| chunks.for_each(|chunk| _ = done[chunk].fetch_add(1, SeqCst)));
+            }
+            assert!(done.iter().all(|times| times.load(SeqCst) == 300), "{threads} threads, {count} chunks");
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_a_chunk_reaches_the_caller() {
+    let mut pool = pool(2);
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        pool.for_chunks(10, |_, chunks| chunks.for_each(|chunk| assert!(chunk != 7, "chunk seven")));
+    }));
+    assert_eq!(*panic.expect_err("it panics").downcast_ref::<&str>().expect("a message"), "chunk seven");
+    pool.for_chunks(10, |_, chunks| chunks.for_each(drop));
 }
 
 #[test]
