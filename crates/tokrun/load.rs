@@ -92,15 +92,21 @@ pub(crate) struct Loaded {
     pub(crate) load_ms: f64,
 }
 
-/// Loads the weights and starts the engine on them.
+/// Loads the weights, opens the meter meanwhile, and starts the engine.
 pub(crate) fn start(
     found: &Found,
-    meter: Arc<dyn Meter>,
+    meter: impl FnOnce() -> Result<Arc<dyn Meter>, Failure>,
     load: &LoadOptions,
     engine: EngineOptions,
 ) -> Result<Loaded, Failure> {
     let begun = Instant::now();
-    let (model, info) = open(found, load)?;
+    let (meter, loaded) = std::thread::scope(|scope| {
+        let loaded = scope.spawn(|| open(found, load));
+        (meter(), loaded.join())
+    });
+    let meter = meter?;
+    let (model, info) =
+        loaded.map_err(|_| Failure::new(Status::Failed, "bad_model", format!("{} cannot be loaded", found.name)))??;
     let runtime = Runtime::start(model, meter, engine)?;
     Ok(Loaded { runtime, info, load_ms: begun.elapsed().as_secs_f64() * 1e3 })
 }

@@ -12,6 +12,7 @@ mod failure;
 mod home;
 mod interrupt;
 mod load;
+mod machine;
 mod progress;
 
 use std::ffi::OsString;

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use crate::support::{Home, parse, text, tiny_model};
+use crate::support::{Home, fixture, parse, text, tiny_model};
 
-/// Names that scripts for llama-bench look for.
-const LLAMA_BENCH_FIELDS: [&str; 22] = [
+/// Names that scripts for llama-bench look for, and ours.
+const FIELDS: [&str; 26] = [
     "cpu_info",
     "backends",
     "model_filename",
@@ -28,6 +28,10 @@ const LLAMA_BENCH_FIELDS: [&str; 22] = [
     "samples_ts",
     "ledger",
     "concurrency",
+    "speculation",
+    "simd_level",
+    "barrier_ns",
+    "read_bandwidth_bytes_per_s",
 ];
 
 fn rows(home: &Home, arguments: &[&str]) -> Vec<Value> {
@@ -44,7 +48,7 @@ fn rows_have_the_fields_of_llama_bench() {
     let rows = rows(&home, &["-p", "32", "-n", "16", "-r", "3"]);
     assert_eq!(rows.len(), 2);
     for (row, (n_prompt, n_gen)) in rows.iter().zip([(32, 0), (0, 16)]) {
-        for field in LLAMA_BENCH_FIELDS {
+        for field in FIELDS {
             assert!(!row[field].is_null(), "{field} is missing: {row}");
         }
         assert_eq!((&row["n_prompt"], &row["n_gen"], &row["n_depth"]), (&n_prompt.into(), &n_gen.into(), &0.into()));
@@ -57,6 +61,8 @@ fn rows_have_the_fields_of_llama_bench() {
         let mean = rates.iter().sum::<f64>() / 3.0;
         assert!((row["avg_ts"].as_f64().expect("a rate") / mean - 1.0).abs() < 1e-9);
         assert_eq!(row["ledger"], true);
+        let decodes = n_gen > 0;
+        assert_eq!(row["roofline_share"].as_f64().is_some_and(|share| share > 0.0), decodes, "{row}");
         assert!(row["fsync_us"].is_number());
     }
     assert!(!home.path().join("ledger.db").exists(), "the bench touched the real ledger");
@@ -164,4 +170,54 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["--backend", "candle", "-p", "16", "-n", "0", "-t", "1,2"], "once for each thread count");
     let output = home.run(&["bench", "--model", &model, "-n", "100000", "-p", "0", "--output", "json"]);
     assert_eq!(parse(&output)["error"]["code"], "usage");
+}
+
+/// The other side is Hugging Face's float32 logits, see `crates/xtask/fixtures/perplexity.py`.
+#[test]
+fn perplexity_is_that_of_the_reference() {
+    let home = Home::new();
+    let model = fixture("llama").display().to_string();
+    let reference = std::fs::read(fixture("llama").join("perplexity.json")).expect("the fixture is there");
+    let reference: Value = serde_json::from_slice(&reference).expect("it is JSON");
+    let file = home.path().join("text.txt");
+    std::fs::write(&file, reference["text"].as_str().expect("a text")).expect("it can be written");
+    let file = file.display().to_string();
+    for case in reference["cases"].as_array().expect("a list") {
+        let context = case["context"].to_string();
+        for backend in ["auto", "candle"] {
+            let found = home.json(&[
+                "bench",
+                "--model",
+                &model,
+                "--perplexity",
+                &file,
+                "--context",
+                &context,
+                "--backend",
+                backend,
+            ]);
+            assert_eq!((&found["n_scored"], &found["n_tokens"]), (&case["n_scored"], &reference["n_tokens"]));
+            for name in ["nll", "perplexity"] {
+                let (found, expected) = (found[name].as_f64().expect("one"), case[name].as_f64().expect("one"));
+                assert!((found / expected - 1.0).abs() < 1e-3, "{backend}, {context}: {name} {found}, not {expected}");
+            }
+        }
+    }
+    let markdown = text(&home.run(&["bench", "--model", &model, "--perplexity", &file]).stdout);
+    assert!(markdown.contains("| perplexity |") && markdown.contains(" ± "), "{markdown}");
+}
+
+#[test]
+fn a_text_too_short_or_missing_has_no_perplexity() {
+    let home = Home::new();
+    let model = tiny_model();
+    let file = home.path().join("empty.txt");
+    std::fs::write(&file, "").expect("it can be written");
+    let run = |file: &str| home.run(&["bench", "--model", &model, "--perplexity", file, "--output", "json"]);
+    let empty = run(&file.display().to_string());
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(parse(&empty)["error"]["hint"].as_str().is_some_and(|hint| hint.contains("longer")));
+    let missing = run("/nowhere/text.txt");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(parse(&missing)["error"]["message"].as_str().is_some_and(|message| message.contains("/nowhere/text.txt")));
 }

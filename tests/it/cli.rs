@@ -205,8 +205,8 @@ fn doctor_names_every_part_and_a_remedy_for_what_is_missing() {
     let findings = home.json(&["doctor"]);
     let about: Vec<&str> =
         findings.as_array().expect("a list").iter().map(|row| row["about"].as_str().expect("a name")).collect();
-    assert_eq!(about, ["processor", "gpu", "memory", "home", "model", "ledger"]);
-    let model = &findings[4];
+    assert_eq!(about, ["processor", "engine", "gpu", "memory", "home", "model", "ledger"]);
+    let model = &findings[5];
     assert!(model["remedy"].as_str().expect("a remedy").contains("tokrun model pull"));
     assert!(text(&home.run(&["doctor", "--model", &tiny_model()]).stdout).contains("fits"));
 }

@@ -1,6 +1,7 @@
 //! Text to tokens and back, exactly as Hugging Face does it.
 //!
-//! Encoding is the `tokenizers` library's, from a model's `tokenizer.json`, or rebuilt from the keys of a GGUF file.
+//! Encoding is the `tokenizers` library's, from a model's `tokenizer.json`, or rebuilt from the keys of a GGUF file; only
+//! the byte-pair encoding of the latter is our own, because the library takes too long to set its own up.
 //! Decoding is our own, over the bytes that each token stands for, so that text can be streamed a token at a time at a
 //! cost that does not grow with it. The two agree on every text that is valid UTF-8; where a model emits broken UTF-8,
 //! U+FFFD stands for each maximal broken part, as `String::from_utf8_lossy` has it.
@@ -14,20 +15,23 @@ use crate::error::EngineError;
 use crate::panics::catching;
 
 mod detokenize;
+mod encoder;
 mod gguf;
+mod pairs;
 mod pieces;
 mod pre_tokenizer;
 #[cfg(test)]
 mod tests;
 
 pub use detokenize::DetokenizeStream;
+use encoder::Encoder;
 use pieces::Pieces;
 pub(crate) use pieces::Start as TextStart;
 
 /// A model's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
-    encoder: tokenizers::Tokenizer,
+    encoder: Encoder,
     pieces: Arc<Pieces>,
 }
 
@@ -122,7 +126,7 @@ impl Tokenizer {
     fn from_json(path: &Path) -> Result<Self, EngineError> {
         let json = std::fs::read(path).map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
         let broken = |reason| EngineError::BrokenTokenizer { reason: format!("{}: {reason}", path.display()) };
-        let mut encoder = tokenizers::Tokenizer::from_bytes(json).map_err(|error| broken(error.to_string()))?;
+        let mut encoder: Encoder = serde_json::from_slice(&json).map_err(|error| broken(error.to_string()))?;
         // Settings for training batches; transformers ignores them as well unless asked.
         encoder.with_truncation(None).map_err(|error| broken(error.to_string()))?;
         encoder.with_padding(None);
@@ -131,7 +135,7 @@ impl Tokenizer {
         Self::new(encoder, vocab_size)
     }
 
-    fn new(encoder: tokenizers::Tokenizer, vocab_size: usize) -> Result<Self, EngineError> {
+    fn new(encoder: Encoder, vocab_size: usize) -> Result<Self, EngineError> {
         let pieces = Arc::new(Pieces::of(&encoder, vocab_size)?);
         Ok(Self { encoder, pieces })
     }

@@ -54,6 +54,9 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of all tensors.
     pub weight_bytes: u64,
+    /// Bytes of weights that decoding one token reads: without the embedding, of which it takes one row, unless that is
+    /// the output matrix as well, and without the experts that it does not choose.
+    pub weight_bytes_per_token: u64,
     /// Longest sequence the model was made for, in tokens.
     pub context_tokens: usize,
     /// Tokens in the vocabulary.

@@ -10,8 +10,11 @@ use std::sync::Arc;
 use crate::ModelError;
 
 mod reader;
+mod strings;
 #[cfg(test)]
 mod tests;
+
+pub use strings::Strings;
 
 /// One metadata value; integers and floats are widened, arrays keep one kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +27,7 @@ pub enum Value {
     Bools(Vec<bool>),
     Ints(Vec<i64>),
     Floats(Vec<f32>),
-    Strings(Vec<String>),
+    Strings(Strings),
 }
 
 /// The metadata of a file, by key.
@@ -62,7 +65,7 @@ impl Metadata {
     }
 
     /// An array of strings.
-    pub fn strings(&self, key: &str) -> Option<&[String]> {
+    pub fn strings(&self, key: &str) -> Option<&Strings> {
         if let Some(Value::Strings(values)) = self.get(key) { Some(values) } else { None }
     }
 

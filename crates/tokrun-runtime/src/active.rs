@@ -20,6 +20,17 @@ pub(crate) enum Engine {
     MustStop,
 }
 
+/// How soon what a request has generated should be paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    WithOthers,
+    /// The reader waits for the first token or for the end, or the window is about to fill.
+    Now,
+}
+
+/// As many tokens are paid at once: far below any window, so that no request has to wait for its debits.
+const HURRY_TOKENS: usize = 8;
+
 pub(crate) struct Active {
     pub(crate) id: RequestId,
     request_id: String,
@@ -168,6 +179,12 @@ impl Active {
         self.usage.discarded_tokens += dropped as u64;
         self.ending = Some(reason);
         Engine::MustStop
+    }
+
+    /// Whether something is generated and not paid.
+    pub(crate) fn waits_to_be_paid(&self) -> Option<Urgency> {
+        let hurries = !self.prompt_debited || self.ending.is_some() || self.pending.len() >= HURRY_TOKENS;
+        (!self.pending.is_empty()).then_some(if hurries { Urgency::Now } else { Urgency::WithOthers })
     }
 
     /// The debit for all that is not paid yet; the runtime keeps one under way at a time.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokrun_engine::{
     ChatTemplate, Constraint, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar, GrammarCompiler,
@@ -14,7 +14,7 @@ use tokrun_engine::{
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
-use crate::active::{self, Active, Begin};
+use crate::active::{self, Active, Begin, Urgency};
 use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError};
 
@@ -300,6 +300,12 @@ impl Canceller {
     }
 }
 
+/// Between two debits, for each request that runs: what a commit costs the processor then stays a small share of what the
+/// tokens in it cost, and a reader sees no difference.
+const PACE: Duration = Duration::from_millis(2);
+const PACE_MIN: Duration = Duration::from_millis(5);
+const PACE_MAX: Duration = Duration::from_millis(25);
+
 /// The thread's state. One debit, over all requests, is under way at a time: what arrives meanwhile goes into the next.
 struct Metering {
     engine: Arc<Engine>,
@@ -315,12 +321,22 @@ struct Metering {
 
 impl Metering {
     fn run(mut self, inbox: &Receiver<Message>) {
-        while let Ok(message) = inbox.recv() {
-            self.handle(message);
+        loop {
+            let message = match self.debits_due() {
+                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
+                None => inbox.recv().map_err(RecvTimeoutError::from),
+            };
+            match message {
+                Ok(message) => self.handle(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
             while let Ok(message) = inbox.try_recv() {
                 self.handle(message);
             }
-            self.send_debits();
+            if self.debits_due().is_some_and(|due| due <= Instant::now()) {
+                self.send_debits();
+            }
             self.send_settlements();
             if self.stopping && self.active.is_empty() {
                 return;
@@ -379,10 +395,21 @@ impl Metering {
         }
     }
 
-    fn send_debits(&mut self) {
+    /// When to send what waits to be paid: at once where somebody would notice the difference, else so that the commits
+    /// of many requests come less often than those of one. `None` while a debit is under way, or nothing waits.
+    fn debits_due(&self) -> Option<Instant> {
         if !self.debiting.is_empty() {
-            return;
+            return None;
         }
+        let waiting = self.active.values().filter_map(Active::waits_to_be_paid).max()?;
+        let pace = match waiting {
+            Urgency::Now => Duration::ZERO,
+            Urgency::WithOthers => (PACE * self.active.len() as u32).clamp(PACE_MIN, PACE_MAX),
+        };
+        Some(self.debit_sent + pace)
+    }
+
+    fn send_debits(&mut self) {
         let mut debits = Vec::new();
         for active in self.active.values_mut() {
             if let Some(debit) = active.debit() {

@@ -169,7 +169,7 @@ fn size_bytes(text: &str) -> Result<u64, String> {
     let power = ["", "k", "m", "g", "t"].iter().position(|known| *known == letter).ok_or_else(expected)?;
     let number: f64 = number.parse().map_err(|_| expected())?;
     let bytes = (number * base.powi(power as i32)).round();
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(expected()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(expected()) }
 }
 
 #[cfg(test)]

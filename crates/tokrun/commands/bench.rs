@@ -11,8 +11,12 @@ use tokrun_runtime::{LedgerMeter, Meter, Unmetered};
 use crate::args::{BenchArgs, Format, Switch};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found, Loaded};
+use crate::machine::Probe;
 use crate::{home, interrupt};
 
+mod bare;
+mod perplexity;
+mod profile;
 mod report;
 mod test;
 
@@ -25,6 +29,12 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
     interrupt::install(format)?;
     let home = home::directory()?;
     let found = load::find(&home, Catalogue::load(&home)?, args.model.as_deref())?;
+    if let Some(file) = &args.perplexity {
+        return perplexity::run(args, &found, file, format);
+    }
+    if args.profile {
+        return profile::run(args, &found, format);
+    }
     let fsync_us = match args.ledger {
         Switch::On => Some(tokrun_ledger::fsync_probe_us(&home)?),
         Switch::Off => None,
@@ -76,9 +86,12 @@ fn measure_all(
     for test in &tests {
         test.check(executor)?;
     }
+    let mut probe = Probe::new(conditions.threads, args.engine.pin)?;
     for test in &tests {
+        let before = probe.look(loaded.info.weight_bytes)?;
         let measured = test.measure(&loaded.runtime, loaded.info.vocab_size, args.repetitions)?;
-        printer.print(&Row::new(args, conditions, &loaded, &measured));
+        let moment = before.between(probe.look(loaded.info.weight_bytes)?);
+        printer.print(&Row::new(args, conditions, &loaded, &measured, (probe.level(), moment)));
     }
     Ok(())
 }
@@ -97,7 +110,7 @@ fn load_for(
     let mut engine = args.engine.engine_options(sequences_max);
     engine.step_tokens_max = conditions.n_batch;
     engine.speculation = args.speculation;
-    load::start(conditions.found, meter, &load, engine)
+    load::start(conditions.found, || Ok(meter), &load, engine)
 }
 
 /// A ledger of the bench's own, beside the real one so that its disk is the same; deleted afterwards.

@@ -9,7 +9,7 @@ use rustyline::history::MemHistory;
 use tokrun_engine::{ChatMessage, Grammar};
 use tokrun_ledger::{FinishReason, Ledger};
 use tokrun_model::catalogue::Catalogue;
-use tokrun_runtime::{LedgerMeter, Payer, Prompt};
+use tokrun_runtime::{LedgerMeter, Meter, Payer, Prompt};
 
 use super::answer;
 use crate::args::{ChatArgs, Format};
@@ -42,8 +42,8 @@ pub(crate) fn run(args: ChatArgs, format: Format) -> Result<Status, Failure> {
     let ledger = answer::ledger()?;
     let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
     let compute = &args.answer.compute;
-    let meter = Arc::new(LedgerMeter(ledger.clone()));
-    let loaded = load::start(&found, meter, &compute.load_options(), compute.engine_options())?;
+    let meter: Arc<dyn Meter> = Arc::new(LedgerMeter(ledger.clone()));
+    let loaded = load::start(&found, || Ok(meter), &compute.load_options(), compute.engine_options())?;
     if let Some(grammar) = &grammar {
         loaded.runtime.check_grammar(grammar)?;
     }

@@ -10,6 +10,7 @@ use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
 
 use crate::args::{DoctorArgs, Format};
 use crate::failure::{Failure, Status};
+use crate::machine::Probe;
 use crate::{home, output};
 
 /// How much it matters.
@@ -45,7 +46,7 @@ impl Finding {
 pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<Status, Failure> {
     let home = home::directory()?;
     let memory_bytes = memory_available_bytes();
-    let mut findings = vec![processor(), gpu(), memory(memory_bytes)];
+    let mut findings = vec![processor(), engine(), gpu(), memory(memory_bytes)];
     findings.push(storage(&home));
     findings.push(model(&home, args.model.as_deref(), memory_bytes));
     findings.extend(ledger(&home));
@@ -66,6 +67,32 @@ fn processor() -> Finding {
     }
     Finding::good("processor", what)
 }
+
+/// What the native engine makes of the processor, measured now.
+fn engine() -> Finding {
+    let measured = Probe::new(None, false).and_then(|mut probe| {
+        let moment = probe.look(MEASURED_BYTES)?;
+        Ok((probe.level(), probe.threads(), moment))
+    });
+    let (level, threads, moment) = match measured {
+        Ok(measured) => measured,
+        Err(failure) => return Finding::bad("engine", failure.message(), "close other programs, and try again"),
+    };
+    let what = format!(
+        "{level}, {threads} threads read {:.1} GB/s together and wait {:.0} ns for each other",
+        moment.bytes_per_s / 1e9,
+        moment.barrier_ns
+    );
+    if moment.barrier_ns > SLOW_BARRIER_NS {
+        return Finding::note("engine", what, "the processor is busy with something else; --threads can be lower");
+    }
+    Finding::good("engine", what)
+}
+
+/// More than the caches of most processors hold.
+const MEASURED_BYTES: u64 = 256 << 20;
+/// Threads that have a core each wait less than this.
+const SLOW_BARRIER_NS: f64 = 10_000.0;
 
 fn gpu() -> Finding {
     use tokrun_kernels::cuda::{CudaUnavailable, probe};

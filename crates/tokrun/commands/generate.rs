@@ -7,7 +7,7 @@ use serde_json::json;
 use tokrun_engine::TokenLogprob;
 use tokrun_ledger::FinishReason;
 use tokrun_model::catalogue::Catalogue;
-use tokrun_runtime::{LedgerMeter, Outcome, Payer, Prompt};
+use tokrun_runtime::{LedgerMeter, Meter, Outcome, Payer, Prompt};
 
 use super::answer::{self, Answered};
 use crate::args::{Format, GenerateArgs};
@@ -31,12 +31,11 @@ pub(crate) fn run(args: GenerateArgs, format: Format) -> Result<Status, Failure>
     let home = home::directory()?;
     let catalogue = Catalogue::load(&home)?;
     let payer = answer::payer(&args.answer.payer, &catalogue)?;
-    let ledger = answer::ledger()?;
     let found = load::find(&home, catalogue, args.answer.model.as_deref())?;
     let request = answer::request(prompt, grammar, &args.answer, &payer, &found)?;
     let seed = request.sampling.seed;
     let compute = &args.answer.compute;
-    let meter = Arc::new(LedgerMeter(ledger));
+    let meter = || Ok(Arc::new(LedgerMeter(answer::ledger()?)) as Arc<dyn Meter>);
     let loaded = load::start(&found, meter, &compute.load_options(), compute.engine_options())?;
 
     let generation = loaded.runtime.generate(request)?;

@@ -1,11 +1,12 @@
 //! Rebuilds a tokenizer from the `tokenizer.ggml.*` keys of a GGUF file, as the one its model was converted from.
 
-use tokenizers::models::ModelWrapper;
+use tokenizers::AddedToken;
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
-use tokenizers::{AddedToken, Tokenizer};
 use tokrun_model::TokenId;
-use tokrun_model::gguf::{Metadata, Value};
+use tokrun_model::gguf::{Metadata, Strings, Value};
 
+use super::encoder::Encoder;
+use super::pairs::TokenTable;
 use crate::error::EngineError;
 
 mod bpe;
@@ -13,7 +14,7 @@ mod sentencepiece;
 
 /// A rebuilt tokenizer.
 pub(super) struct Rebuilt {
-    pub(super) tokenizer: Tokenizer,
+    pub(super) tokenizer: Encoder,
     /// Tokens in use: the padding at the end of the list does not count.
     pub(super) vocab_size: usize,
 }
@@ -34,7 +35,8 @@ enum Kind {
 /// The keys of one file, checked against each other.
 struct Vocabulary<'a> {
     metadata: &'a Metadata,
-    tokens: &'a [String],
+    tokens: &'a Strings,
+    /// One for each token in use; the padding behind them does not count.
     kinds: Vec<Kind>,
 }
 
@@ -56,12 +58,13 @@ pub(super) fn rebuild(metadata: &Metadata) -> Result<Rebuilt, EngineError> {
     };
     vocabulary.add_special_tokens(&mut tokenizer)?;
     vocabulary.add_post_processing(&mut tokenizer, defaults)?;
-    Ok(Rebuilt { tokenizer, vocab_size: vocabulary.tokens.len() })
+    Ok(Rebuilt { tokenizer, vocab_size: vocabulary.kinds.len() })
 }
 
 impl<'a> Vocabulary<'a> {
     fn of(metadata: &'a Metadata) -> Result<Self, EngineError> {
-        let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap_or_default();
+        let missing = || broken("tokenizer.ggml.tokens is missing or empty");
+        let tokens = metadata.strings("tokenizer.ggml.tokens").ok_or_else(missing)?;
         let types = metadata.ints("tokenizer.ggml.token_type");
         if types.is_some_and(|types| types.len() < tokens.len()) {
             return Err(broken("tokenizer.ggml.token_type is shorter than tokenizer.ggml.tokens"));
@@ -70,10 +73,10 @@ impl<'a> Vocabulary<'a> {
         let mut kinds: Vec<Kind> = (0..tokens.len()).map(kind).collect();
         let used = kinds.iter().rposition(|kind| *kind != Kind::Unused).map_or(0, |last| last + 1);
         if used == 0 {
-            return Err(broken("tokenizer.ggml.tokens is missing or empty"));
+            return Err(missing());
         }
         kinds.truncate(used);
-        Ok(Self { metadata, tokens: &tokens[..used], kinds })
+        Ok(Self { metadata, tokens, kinds })
     }
 
     fn required(&self, key: &str) -> Result<&'a str, EngineError> {
@@ -83,39 +86,50 @@ impl<'a> Vocabulary<'a> {
     /// The scores of a SentencePiece model, one a token.
     fn scores(&self) -> Result<&'a [f32], EngineError> {
         let scores = self.metadata.floats("tokenizer.ggml.scores").unwrap_or_default();
-        if scores.len() < self.tokens.len() || scores.iter().any(|score| score.is_nan()) {
+        if scores.len() < self.kinds.len() || scores.iter().any(|score| score.is_nan()) {
             return Err(broken("tokenizer.ggml.scores does not have a number for each token"));
         }
         Ok(scores)
     }
 
-    /// All tokens with their numbers; an empty one cannot be told from another, and is left out.
-    fn entries(&self) -> impl Iterator<Item = (&'a String, TokenId)> {
-        self.tokens.iter().zip(0..).filter(|(token, _)| !token.is_empty())
+    /// All tokens in use.
+    fn tokens(&self) -> impl Iterator<Item = &'a str> {
+        self.tokens.iter().take(self.kinds.len())
+    }
+
+    /// The same with their numbers; an empty one cannot be told from another, and is left out.
+    fn entries(&self) -> impl Iterator<Item = (&'a str, TokenId)> {
+        self.tokens().zip(0..).filter(|(token, _)| !token.is_empty())
+    }
+
+    /// To look them up.
+    fn table(&self) -> Result<TokenTable, EngineError> {
+        TokenTable::new(self.tokens, self.kinds.len())
+            .ok_or_else(|| broken("tokenizer.ggml.tokens has the same token twice"))
     }
 
     /// The token that a key such as `tokenizer.ggml.bos_token_id` names.
     fn named(&self, key: &str) -> Option<TokenId> {
         let id = self.metadata.uint(key)?;
         // Some files say 2^32 - 1 for "none".
-        (id < self.tokens.len() as u64).then_some(id as TokenId)
+        (id < self.kinds.len() as u64).then_some(id as TokenId)
     }
 
     /// Makes control and user-defined tokens known as such.
-    fn add_special_tokens(&self, tokenizer: &mut Tokenizer) -> Result<(), EngineError> {
+    fn add_special_tokens(&self, tokenizer: &mut Encoder) -> Result<(), EngineError> {
         let named = ["bos", "eos", "eot", "eom", "unknown", "padding"];
         let named: Vec<_> =
             named.iter().filter_map(|name| self.named(&format!("tokenizer.ggml.{name}_token_id"))).collect();
         let added = self.entries().filter_map(|(token, id)| {
             let special = self.kinds[id as usize] == Kind::Control || named.contains(&id);
             let known = special || self.kinds[id as usize] == Kind::UserDefined;
-            known.then(|| AddedToken::from(token.as_str(), special).normalized(false))
+            known.then(|| AddedToken::from(token, special).normalized(false))
         });
         tokenizer.add_tokens(added).map_err(|error| broken(error.to_string()))?;
         Ok(())
     }
 
-    fn add_post_processing(&self, tokenizer: &mut Tokenizer, defaults: Defaults) -> Result<(), EngineError> {
+    fn add_post_processing(&self, tokenizer: &mut Encoder, defaults: Defaults) -> Result<(), EngineError> {
         let around = |name: &str, default| {
             let wanted = self.metadata.bool(&format!("tokenizer.ggml.add_{name}_token")).unwrap_or(default);
             let id = self.named(&format!("tokenizer.ggml.{name}_token_id"));
@@ -133,10 +147,9 @@ impl<'a> Vocabulary<'a> {
         }
         let pieces: Vec<&str> =
             [bos.as_ref().map(|_| "bos"), Some("$A"), eos.as_ref().map(|_| "eos")].into_iter().flatten().collect();
-        let special = bos
-            .into_iter()
-            .chain(eos)
-            .map(|(name, id)| SpecialToken::new(name, vec![id], vec![self.tokens[id as usize].clone()]));
+        let special = bos.into_iter().chain(eos).map(|(name, id)| {
+            SpecialToken::new(name, vec![id], vec![self.tokens.get(id as usize).unwrap_or_default().to_owned()])
+        });
         let special = special.collect::<Result<Vec<_>, _>>().map_err(|error| broken(error.to_string()))?;
         let mut template = TemplateProcessing::builder();
         template.try_single(pieces).map_err(broken)?.special_tokens(special);
@@ -156,10 +169,6 @@ impl Kind {
             _ => Self::Normal,
         }
     }
-}
-
-fn tokenizer_of(model: impl Into<ModelWrapper>) -> Tokenizer {
-    Tokenizer::new(model)
 }
 
 fn broken(reason: impl Into<String>) -> EngineError {

@@ -1,10 +1,9 @@
 //! The bytes each token stands for, read off the tokenizer's decoder once.
 
-use std::collections::HashMap;
-
 use serde_json::Value;
 use tokrun_model::TokenId;
 
+use super::encoder::Encoder;
 use crate::error::EngineError;
 
 /// The bytes of every token of a vocabulary.
@@ -41,15 +40,16 @@ pub(crate) enum Start {
 
 impl Pieces {
     /// Reads the bytes of the first `vocab_size` tokens off a tokenizer. Numbers that no token has stand for nothing.
-    pub(super) fn of(tokenizer: &tokenizers::Tokenizer, vocab_size: usize) -> Result<Self, EngineError> {
+    pub(super) fn of(tokenizer: &Encoder, vocab_size: usize) -> Result<Self, EngineError> {
         let decoder = serde_json::to_value(tokenizer.get_decoder())
             .map_err(|error| EngineError::BrokenTokenizer { reason: error.to_string() })?;
         let reading = Reading::of(&decoder)?;
-        let added = tokenizer.get_added_vocabulary();
+        let added = tokenizer.get_added_tokens_decoder();
+        let is_special = |id| added.get(&id).is_some_and(|token| token.special);
         let mut pieces = Self { bytes: Vec::new(), ends: Vec::new(), special: Vec::new(), start: reading.start };
-        for id in 0..vocab_size {
-            let token = tokenizer.id_to_token(id as TokenId).unwrap_or_default();
-            let special = added.is_special_token(&token);
+        for id in 0..vocab_size as TokenId {
+            let token = tokenizer.id_to_token(id).unwrap_or_default();
+            let special = is_special(id);
             if special {
                 pieces.bytes.extend_from_slice(token.as_bytes());
             } else {
@@ -79,8 +79,8 @@ impl Pieces {
 
 /// How a decoder turns the spelling of a token into bytes.
 struct Reading {
-    /// The bytes of GPT-2's printable stand-ins; empty when the spelling is not in them.
-    byte_of: HashMap<char, u8>,
+    /// The bytes of GPT-2's printable stand-ins, by the number of the character; empty when the spelling is not in them.
+    byte_of: Vec<Option<u8>>,
     /// Spellings to replace, in this order: `▁` by a space.
     replacements: Vec<(String, String)>,
     /// `<0x0A>` stands for that byte.
@@ -92,7 +92,7 @@ impl Reading {
     /// What a decoder does, from its description in `tokenizer.json`.
     fn of(decoder: &Value) -> Result<Self, EngineError> {
         let mut reading =
-            Self { byte_of: HashMap::new(), replacements: Vec::new(), byte_fallback: false, start: Start::Plain };
+            Self { byte_of: Vec::new(), replacements: Vec::new(), byte_fallback: false, start: Start::Plain };
         if decoder.is_null() {
             reading.start = Start::Joined;
             return Ok(reading);
@@ -128,9 +128,15 @@ impl Reading {
     fn append_bytes(&self, token: &str, bytes: &mut Vec<u8>) {
         if !self.byte_of.is_empty() {
             // A token added by hand may be spelled outside the alphabet, and then stands for itself.
-            let decoded: Option<Vec<u8>> =
-                token.chars().map(|character| self.byte_of.get(&character).copied()).collect();
-            bytes.extend(decoded.unwrap_or_else(|| token.as_bytes().to_vec()));
+            let start = bytes.len();
+            for character in token.chars() {
+                let Some(byte) = self.byte_of.get(character as usize).copied().flatten() else {
+                    bytes.truncate(start);
+                    bytes.extend_from_slice(token.as_bytes());
+                    return;
+                };
+                bytes.push(byte);
+            }
             return;
         }
         if self.byte_fallback
@@ -159,11 +165,17 @@ fn fallback_byte(token: &str) -> Option<u8> {
 
 /// GPT-2 spells every byte as a printable character: those of Latin-1 that are printable as themselves, the other 68 as
 /// U+0100 and up, in order.
-fn byte_alphabet() -> HashMap<char, u8> {
+fn byte_alphabet() -> Vec<Option<u8>> {
     let mut substitutes = '\u{100}'..;
     let spell = |byte: u8| match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => Some(char::from(byte)),
         _ => substitutes.next(),
     };
-    (0..=u8::MAX).map(spell).zip(0..=u8::MAX).filter_map(|(character, byte)| Some((character?, byte))).collect()
+    let mut byte_of = vec![None; 0x200];
+    for (character, byte) in (0..=u8::MAX).map(spell).zip(0..=u8::MAX) {
+        if let Some(character) = character {
+            byte_of[character as usize] = Some(byte);
+        }
+    }
+    byte_of
 }

@@ -39,11 +39,26 @@ pub(super) fn info(folder: &Path, config: &Config, weights: &Weights) -> Result<
         dtype: main_type.map_or_else(|| "none".to_owned(), |(name, _)| name),
         parameters: tensors.values().map(|tensor| tensor.elements()).sum(),
         weight_bytes: tensors.values().map(|tensor| tensor.bytes()).sum(),
+        weight_bytes_per_token: weight_bytes_per_token(config, weights),
         context_tokens: config.uint("max_position_embeddings").unwrap_or(CONTEXT_TOKENS_UNBOUNDED),
         vocab_size: size("vocab_size")?,
         layers,
         kv_bytes_per_token: kv_bytes_per_token(config, layers),
     })
+}
+
+fn weight_bytes_per_token(config: &Config, weights: &Weights) -> u64 {
+    let uint = |names: &[&str]| names.iter().find_map(|name| config.uint(name)).unwrap_or(0) as u64;
+    let experts = uint(&["num_local_experts", "num_experts", "n_routed_experts"]).max(1);
+    let used = uint(&["num_experts_per_tok"]).min(experts);
+    let tensors = weights.tensors();
+    let has_output = tensors.contains_key("lm_head.weight");
+    let read = |name: &str, bytes: u64| match name {
+        "model.embed_tokens.weight" if has_output => 0,
+        name if name.contains(".experts.") => bytes / experts * used,
+        _ => bytes,
+    };
+    tensors.iter().map(|(name, tensor)| read(name, tensor.bytes())).sum()
 }
 
 /// Collects what `folder` brings along for text.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Assets, ModelInfo, TokenizerSource};
-use crate::gguf::{Header, Metadata, Value};
+use crate::gguf::{Header, Metadata, Strings, TensorInfo, Value};
 use crate::{ModelError, TokenId};
 
 /// Spellings that end an answer in the templates of models whose metadata names only the end of the text.
@@ -32,6 +32,7 @@ pub(super) fn info(path: &Path, header: &Header) -> Result<ModelInfo, ModelError
         dtype: main_type(header).to_owned(),
         parameters: header.tensors.values().map(|tensor| tensor.elements()).sum(),
         weight_bytes: header.tensors.values().map(|tensor| tensor.bytes).sum(),
+        weight_bytes_per_token: weight_bytes_per_token(header),
         context_tokens: count("context_length")?,
         vocab_size: tokens(path, metadata)?.len(),
         layers,
@@ -45,7 +46,7 @@ pub(super) fn assets(path: &Path, header: &Header) -> Result<Assets, ModelError>
     let tokens = tokens(path, metadata)?;
     let spelling = |key: &str| {
         let id = metadata.uint(&format!("tokenizer.ggml.{key}_token_id"))?;
-        tokens.get(usize::try_from(id).ok()?).cloned()
+        tokens.get(usize::try_from(id).ok()?).map(str::to_owned)
     };
     let chat_template = metadata.str("tokenizer.chat_template").map(str::to_owned);
     Ok(Assets {
@@ -59,7 +60,7 @@ pub(super) fn assets(path: &Path, header: &Header) -> Result<Assets, ModelError>
     })
 }
 
-fn tokens<'a>(path: &Path, metadata: &'a Metadata) -> Result<&'a [String], ModelError> {
+fn tokens<'a>(path: &Path, metadata: &'a Metadata) -> Result<&'a Strings, ModelError> {
     match metadata.strings("tokenizer.ggml.tokens") {
         Some(tokens) if !tokens.is_empty() => Ok(tokens),
         _ => {
@@ -69,13 +70,13 @@ fn tokens<'a>(path: &Path, metadata: &'a Metadata) -> Result<&'a [String], Model
 }
 
 /// The end tokens that the metadata names, and the control tokens with which its template ends a turn.
-fn end_token_ids(metadata: &Metadata, tokens: &[String], chat_template: Option<&str>) -> Vec<TokenId> {
+fn end_token_ids(metadata: &Metadata, tokens: &Strings, chat_template: Option<&str>) -> Vec<TokenId> {
     let named = ["eos", "eot", "eom"].iter().filter_map(|key| metadata.uint(&format!("tokenizer.ggml.{key}_token_id")));
     let mut ids: Vec<TokenId> =
         named.filter(|&id| id < tokens.len() as u64).filter_map(|id| TokenId::try_from(id).ok()).collect();
     if let (Some(template), Some(types)) = (chat_template, metadata.ints("tokenizer.ggml.token_type")) {
         let turn_ends = tokens.iter().zip(types).zip(0..).filter(|((token, kind), _)| {
-            **kind == CONTROL_TOKEN && TURN_ENDS.contains(&token.as_str()) && template.contains(token.as_str())
+            **kind == CONTROL_TOKEN && TURN_ENDS.contains(token) && template.contains(token)
         });
         ids.extend(turn_ends.map(|(_, id): (_, TokenId)| id));
     }
@@ -91,6 +92,19 @@ fn main_type(header: &Header) -> &'static str {
         *bytes_by_type.entry(tensor.tensor_type.name).or_insert(0_u64) += tensor.bytes;
     }
     bytes_by_type.into_iter().max_by_key(|&(_, bytes)| bytes).map_or("none", |(name, _)| name)
+}
+
+fn weight_bytes_per_token(header: &Header) -> u64 {
+    let (metadata, architecture) = (&header.metadata, header.architecture());
+    let uint = |key: &str| metadata.uint(&format!("{architecture}.{key}")).unwrap_or(0);
+    let (experts, used) = (uint("expert_count").max(1), uint("expert_used_count"));
+    let has_output = header.tensors.contains_key("output.weight");
+    let read = |(name, tensor): (&String, &TensorInfo)| match name.as_str() {
+        "token_embd.weight" if has_output => 0,
+        name if name.contains("_exps.") => (tensor.bytes / experts).saturating_mul(used.min(experts)),
+        _ => tensor.bytes,
+    };
+    header.tensors.iter().map(read).sum()
 }
 
 /// Bytes of keys and values a token over all layers, as f32; 0 where the metadata knows no attention heads.

@@ -1,5 +1,6 @@
 //! Reads a header from bytes nobody vouches for.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -143,7 +144,7 @@ impl<'a> Reader<'a> {
         self.array_elements_left -= length;
         Ok(match kind.expect("its size is known") {
             Kind::Bool => Value::Bools((0..length).map(|_| self.bool(what)).collect::<Result<_, _>>()?),
-            Kind::String => Value::Strings((0..length).map(|_| self.text(what)).collect::<Result<_, _>>()?),
+            Kind::String => Value::Strings((0..length).map(|_| self.borrowed_text(what)).collect::<Result<_, _>>()?),
             Kind::F32 => Value::Floats((0..length).map(|_| self.f32(what)).collect::<Result<_, _>>()?),
             Kind::F64 => Value::Floats((0..length).map(|_| self.f64_as_f32(what)).collect::<Result<_, _>>()?),
             Kind::Int(bytes, signed) => {
@@ -213,7 +214,14 @@ impl<'a> Reader<'a> {
 
     /// A string value. Some published files end strings with zeros, or hold pieces of UTF-8 in their vocabulary.
     fn text(&mut self, what: &str) -> Result<String, Reason> {
-        Ok(String::from_utf8_lossy(self.string_bytes(what)?).trim_end_matches('\0').to_owned())
+        Ok(self.borrowed_text(what)?.into_owned())
+    }
+
+    fn borrowed_text(&mut self, what: &str) -> Result<Cow<'a, str>, Reason> {
+        Ok(match String::from_utf8_lossy(self.string_bytes(what)?) {
+            Cow::Borrowed(text) => Cow::Borrowed(text.trim_end_matches('\0')),
+            Cow::Owned(text) => Cow::Owned(text.trim_end_matches('\0').to_owned()),
+        })
     }
 
     fn string_bytes(&mut self, what: &str) -> Result<&'a [u8], Reason> {

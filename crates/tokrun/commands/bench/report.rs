@@ -3,13 +3,14 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use tokrun_model::ExecutorInfo;
+use tokrun_model::{ExecutorInfo, ModelInfo};
 use tokrun_runtime::Latency;
 
 use super::test::{Measured, Test};
 use super::{Conditions, model_type};
 use crate::args::{BenchArgs, Format, Switch};
 use crate::load::Loaded;
+use crate::machine::Moment;
 
 /// One result. Names and order are llama-bench's as far as it has them.
 #[derive(Debug, Serialize)]
@@ -37,6 +38,14 @@ pub(super) struct Row {
     ledger: bool,
     fsync_us: Option<u64>,
     speculation: bool,
+    /// The instruction set of the native engine.
+    simd_level: &'static str,
+    /// What the threads take to wait for each other, measured around the test: it tells a virtual machine's modes apart.
+    barrier_ns: f64,
+    /// What they read together from as much memory as the weights take, measured around the test.
+    read_bandwidth_bytes_per_s: f64,
+    /// Of decode tests: the share of that bandwidth that reading weights, keys and values once a step takes.
+    roofline_share: Option<f64>,
     avg_ns: f64,
     stddev_ns: f64,
     /// Over all requests.
@@ -54,7 +63,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(args: &BenchArgs, conditions: &Conditions<'_>, loaded: &Loaded, measured: &Measured) -> Self {
+    pub(super) fn new(
+        args: &BenchArgs,
+        conditions: &Conditions<'_>,
+        loaded: &Loaded,
+        measured: &Measured,
+        (simd_level, moment): (&'static str, Moment),
+    ) -> Self {
         let Test { prompt, gen_tokens, depth, concurrency } = measured.test;
         let (info, executor) = (&loaded.info, loaded.runtime.info());
         let samples = &measured.samples;
@@ -90,6 +105,12 @@ impl Row {
             ledger: args.ledger == Switch::On,
             fsync_us: conditions.fsync_us,
             speculation: args.speculation,
+            simd_level,
+            barrier_ns: moment.barrier_ns,
+            read_bandwidth_bytes_per_s: moment.bytes_per_s,
+            roofline_share: bytes_per_token(&measured.test, info, executor)
+                .filter(|_| !args.speculation)
+                .map(|bytes| bytes * avg_ts / moment.bytes_per_s),
             avg_ns,
             stddev_ns,
             avg_ts,
@@ -104,6 +125,21 @@ impl Row {
             samples_ts,
         }
     }
+}
+
+/// Bytes that decoding reads for each token: the weights once a step, which gives a token to each request, and each
+/// request's keys and values. Nothing is said where requests choose experts of their own, or tokens are drafted.
+fn bytes_per_token(test: &Test, info: &ModelInfo, executor: &ExecutorInfo) -> Option<f64> {
+    let is_dense = info.weight_bytes_per_token >= info.weight_bytes || test.concurrency == 1;
+    if test.prompt > 0 || !is_dense {
+        return None;
+    }
+    let kv_bytes = match executor.paging {
+        Some(paging) => paging.block_bytes as f64 / paging.block_tokens as f64,
+        None => info.kv_bytes_per_token as f64,
+    };
+    let kv_tokens = test.depth as f64 + 1.0 + test.gen_tokens as f64 / 2.0;
+    Some(info.weight_bytes_per_token as f64 / test.concurrency as f64 + kv_bytes * kv_tokens)
 }
 
 /// How keys and values are stored, by the bytes that they take.
@@ -204,6 +240,7 @@ impl Printer {
         columns.push(text("ledger", ledger));
         columns.push(text("test", row.test.clone()));
         columns.push(number("t/s", format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts)));
+        columns.push(number("roofline", row.roofline_share.map_or_else(|| "-".to_owned(), percent)));
         if self.shows_requests {
             columns.push(number("t/s a request", fixed(row.request_avg_ts, 2)));
             columns.push(number("TTFT p50 / p95 ms", row.latencies(&[row.ttft_p50_ms, row.ttft_p95_ms])));
@@ -232,6 +269,10 @@ fn fixed(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
+fn percent(share: f64) -> String {
+    format!("{:.0}%", share * 100.0)
+}
+
 /// `92.10 MiB`, as llama-bench prints it.
 fn size(bytes: u64) -> String {
     let mebibytes = bytes as f64 / (1 << 20) as f64;
@@ -244,7 +285,7 @@ pub(super) fn parameters(count: u64) -> String {
     if millions < 1000.0 { format!("{millions:.2} M") } else { format!("{:.2} B", millions / 1e3) }
 }
 
-fn csv_field(value: &Value) -> String {
+pub(super) fn csv_field(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => format!("\"{}\"", text.replace('"', "\"\"")),
@@ -273,6 +314,39 @@ mod tests {
         let (mean, deviation) = mean_and_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]);
         assert_eq!(mean, 5.0);
         assert!((deviation - (32.0_f64 / 7.0).sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn decoding_reads_the_weights_once_a_step_and_all_that_is_remembered() {
+        let info = ModelInfo {
+            architecture: "llama".to_owned(),
+            name: None,
+            dtype: "Q4_1".to_owned(),
+            parameters: 0,
+            weight_bytes: 1000,
+            weight_bytes_per_token: 1000,
+            context_tokens: 0,
+            vocab_size: 0,
+            layers: 0,
+            kv_bytes_per_token: 8,
+        };
+        let paging = tokrun_model::Paging { block_tokens: 16, blocks: 1, block_bytes: 64 };
+        let executor = |paging| ExecutorInfo {
+            backend: "native",
+            device: "cpu".to_owned(),
+            vocab_size: 0,
+            context_tokens: 0,
+            sequences_max: 16,
+            paging,
+        };
+        let bytes = |prompt, concurrency, paging| {
+            let test = Test { prompt, gen_tokens: 20, depth: 89, concurrency };
+            bytes_per_token(&test, &info, &executor(paging))
+        };
+        assert_eq!(bytes(0, 1, Some(paging)), Some(1000.0 + 4.0 * 100.0));
+        assert_eq!(bytes(0, 1, None), Some(1000.0 + 8.0 * 100.0));
+        assert_eq!(bytes(0, 4, Some(paging)), Some(250.0 + 4.0 * 100.0));
+        assert_eq!(bytes(512, 1, Some(paging)), None, "a prompt is not bound by memory");
     }
 
     #[test]

@@ -1,26 +1,25 @@
 //! Byte-level BPE, as GPT-2 introduced it: `tokenizer.ggml.model` is `gpt2`.
 
-use tokenizers::Tokenizer;
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
+use tokrun_model::TokenId;
 
-use super::{Defaults, Vocabulary, broken, tokenizer_of, unsupported};
+use super::{Defaults, Vocabulary, broken, unsupported};
 use crate::error::EngineError;
+use crate::tokenizer::encoder::{Encoder, WordModel};
+use crate::tokenizer::pairs::{Pairs, Settings, TokenTable};
 use crate::tokenizer::pre_tokenizer;
 
-pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, Defaults), EngineError> {
+pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<(Encoder, Defaults), EngineError> {
     // A missing name means a file from before there were any: nobody can tell which cut its model was trained with.
     let name = vocabulary.required("tokenizer.ggml.pre")?;
     let recipe = pre_tokenizer::recipe(name).ok_or_else(|| unsupported(format!("tokenizer.ggml.pre is {name:?}")))?;
-    let vocab: Vocab = vocabulary.entries().map(|(token, id)| (token.clone(), id)).collect();
-    if vocab.len() < vocabulary.entries().count() {
-        return Err(broken("tokenizer.ggml.tokens has the same token twice"));
-    }
-    let merges = merges(vocabulary, &vocab)?;
+    let table = vocabulary.table()?;
+    let merges = merges(vocabulary, &table)?;
+    let mut pairs = Pairs::new(table, Settings { ignore_merges: recipe.ignore_merges, ..Settings::default() });
+    pairs.add_merges(merges.into_iter());
     let failed = |error: tokenizers::Error| broken(error.to_string());
-    let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(recipe.ignore_merges);
-    let mut tokenizer = tokenizer_of(model.build().map_err(failed)?);
+    let mut tokenizer = Encoder::new(WordModel::Pairs(Box::new(pairs)));
     if recipe.compose {
         tokenizer.with_normalizer(Some(NFC)).map_err(failed)?;
     }
@@ -30,16 +29,18 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, Defaults)
     Ok((tokenizer, Defaults { add_bos: recipe.add_bos, add_eos: false }))
 }
 
-/// The pairs to merge, each checked: the library trusts that both halves and their union are tokens.
-fn merges(vocabulary: &Vocabulary<'_>, vocab: &Vocab) -> Result<Vec<(String, String)>, EngineError> {
+/// The pairs to merge and what they become, each of tokens.
+fn merges(vocabulary: &Vocabulary<'_>, table: &TokenTable) -> Result<Vec<(TokenId, TokenId, TokenId)>, EngineError> {
     let lines = vocabulary.metadata.strings("tokenizer.ggml.merges");
     let lines = lines.ok_or_else(|| broken("tokenizer.ggml.merges is missing"))?;
-    let pair = |line: &String| {
+    let mut whole = String::new();
+    let mut merge = |line: &str| {
         let (left, right) = line.split_once(' ')?;
-        let known =
-            vocab.contains_key(left) && vocab.contains_key(right) && vocab.contains_key(&[left, right].concat());
-        known.then(|| (left.to_owned(), right.to_owned()))
+        whole.clear();
+        whole.push_str(left);
+        whole.push_str(right);
+        Some((table.id(left)?, table.id(right)?, table.id(&whole)?))
     };
-    let checked = |line| pair(line).ok_or_else(|| broken(format!("the merge {line:?} is not of tokens")));
-    lines.iter().map(checked).collect()
+    let mut checked = |line| merge(line).ok_or_else(|| broken(format!("the merge {line:?} is not of tokens")));
+    lines.iter().map(&mut checked).collect()
 }

@@ -3,13 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::precompiled::Precompiled;
@@ -20,24 +18,21 @@ use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokrun_model::TokenId;
 
-use super::{Defaults, Kind, Vocabulary, broken, bytes, tokenizer_of};
+use super::{Defaults, Kind, Vocabulary, broken, bytes};
 use crate::error::EngineError;
+use crate::tokenizer::encoder::{Encoder, WordModel};
+use crate::tokenizer::pairs::{Pairs, Settings};
 
 const SPACE: &str = "▁";
 
 /// BPE over characters, with bytes for those that are no tokens. Texts begin with a space that is none, unless the file
 /// says otherwise, and so does what follows a special token.
-pub(super) fn build_bpe(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, Defaults), EngineError> {
-    let vocab: Vocab = vocabulary.entries().map(|(token, id)| (token.clone(), id)).collect();
-    if vocab.len() < vocabulary.entries().count() {
-        return Err(broken("tokenizer.ggml.tokens has the same token twice"));
-    }
-    let merges = merges(vocabulary, vocabulary.scores()?);
-    let mut model = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
-    if let Some(unknown) = vocabulary.named("tokenizer.ggml.unknown_token_id") {
-        model = model.unk_token(vocabulary.tokens[unknown as usize].clone());
-    }
-    let mut tokenizer = tokenizer_of(model.build().map_err(failed)?);
+pub(super) fn build_bpe(vocabulary: &Vocabulary<'_>) -> Result<(Encoder, Defaults), EngineError> {
+    let unknown = vocabulary.named("tokenizer.ggml.unknown_token_id");
+    let settings = Settings { byte_fallback: true, unknown, ..Settings::default() };
+    let mut pairs = Pairs::new(vocabulary.table()?, settings);
+    pairs.add_merges(merges(vocabulary, vocabulary.scores()?).into_iter());
+    let mut tokenizer = Encoder::new(WordModel::Pairs(Box::new(pairs)));
     let add_prefix_space = vocabulary.metadata.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     if add_prefix_space {
@@ -55,17 +50,17 @@ pub(super) fn build_bpe(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, Defau
 }
 
 /// Unigram: the most probable way to cut a text into tokens.
-pub(super) fn build_unigram(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, Defaults), EngineError> {
+pub(super) fn build_unigram(vocabulary: &Vocabulary<'_>) -> Result<(Encoder, Defaults), EngineError> {
     let unknown = vocabulary.named("tokenizer.ggml.unknown_token_id");
     let unknown = unknown.ok_or_else(|| broken("tokenizer.ggml.unknown_token_id is missing"))?;
-    if vocabulary.tokens.iter().any(String::is_empty) {
+    if vocabulary.tokens().any(str::is_empty) {
         return Err(broken("tokenizer.ggml.tokens has an empty token"));
     }
     let scores = vocabulary.scores()?.iter().map(|score| f64::from(*score));
-    let vocab = vocabulary.tokens.iter().cloned().zip(scores).collect();
+    let vocab = vocabulary.tokens().map(str::to_owned).zip(scores).collect();
     let byte_fallback = vocabulary.kinds.contains(&Kind::Byte);
     let model = Unigram::from(vocab, Some(unknown as usize), byte_fallback).map_err(failed)?;
-    let mut tokenizer = tokenizer_of(model);
+    let mut tokenizer = Encoder::new(WordModel::Library(Box::new(model.into())));
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     if let Some(map) = vocabulary.metadata.get("tokenizer.ggml.precompiled_charsmap") {
         let map = bytes(map).ok_or_else(|| broken("tokenizer.ggml.precompiled_charsmap is not bytes"))?;
@@ -89,24 +84,23 @@ pub(super) fn build_unigram(vocabulary: &Vocabulary<'_>) -> Result<(Tokenizer, D
     Ok((tokenizer, Defaults { add_bos: false, add_eos: true }))
 }
 
-/// The pairs that make up a token, those of the highest score first: SentencePiece merges whatever gives the best token.
-/// The order of equal scores is that of transformers.
-fn merges(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<(String, String)> {
+/// The pairs that make up a token, and that token, those of the highest score first: SentencePiece merges whatever gives
+/// the best token. The order of equal scores is that of transformers.
+fn merges(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Vec<(TokenId, TokenId, TokenId)> {
     let mergeable = |id: TokenId| matches!(vocabulary.kinds[id as usize], Kind::Normal | Kind::UserDefined);
-    let ids: HashMap<&str, TokenId> =
-        vocabulary.entries().filter(|(_, id)| mergeable(*id)).map(|(token, id)| (token.as_str(), id)).collect();
+    let ids: HashMap<&str, TokenId> = vocabulary.entries().filter(|(_, id)| mergeable(*id)).collect();
     let mut pairs = Vec::new();
     for (token, id) in vocabulary.entries().filter(|(_, id)| mergeable(*id)) {
         for (left_chars, (cut, _)) in token.char_indices().enumerate().skip(1) {
             let (left, right) = token.split_at(cut);
-            if ids.contains_key(left) && ids.contains_key(right) {
-                pairs.push((scores[id as usize], left_chars, right.chars().count(), left, right));
+            if let (Some(&left_id), Some(&right_id)) = (ids.get(left), ids.get(right)) {
+                pairs.push((scores[id as usize], left_chars, right.chars().count(), (left_id, right_id, id)));
             }
         }
     }
     // A stable sort: of equal ones, that of the lower token comes first.
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| Reverse((a.1, a.2)).cmp(&Reverse((b.1, b.2)))));
-    pairs.into_iter().map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned())).collect()
+    pairs.into_iter().map(|(_, _, _, merge)| merge).collect()
 }
 
 fn failed(error: tokenizers::Error) -> EngineError {
