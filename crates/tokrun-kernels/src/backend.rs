@@ -140,6 +140,20 @@ pub struct KvShape {
     pub kv_type: KvType,
 }
 
+impl KvShape {
+    /// Bytes that one block takes at most, over all layers: heads are padded to whole vectors.
+    pub const fn block_bytes(&self) -> usize {
+        let head = self.head_dim.next_multiple_of(16);
+        let head_bytes = match self.kv_type {
+            KvType::F32 => 4 * head,
+            KvType::F16 | KvType::BF16 => 2 * head,
+            // A scale for each 32 values.
+            KvType::Q8_0 => head + 2 * head.div_ceil(32),
+        };
+        2 * KV_BLOCK_TOKENS * self.layers * self.kv_heads * head_bytes
+    }
+}
+
 /// Consecutive tokens of one sequence within a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {

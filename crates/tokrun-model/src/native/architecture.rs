@@ -104,11 +104,6 @@ impl Architecture {
         self.kv_heads * self.head_dim
     }
 
-    /// Numbers a token keeps in the KV cache, over all layers.
-    pub(super) fn kv_values_per_token(&self) -> usize {
-        2 * self.key_width() * self.layers.len()
-    }
-
     /// Checks what readers do not: how sizes go together.
     pub(super) fn check(&self) -> Result<(), ModelError> {
         let refuse = |reason: String| Err(ModelError::Unsupported { reason: format!("{}: {reason}", self.name) });

@@ -30,7 +30,14 @@ pub(super) fn plan(
     float32: bool,
 ) -> Result<Plan, ModelError> {
     let kv_type = options.kv_type.unwrap_or(if float32 { KvType::F32 } else { KvType::F16 });
-    let block_bytes = KV_BLOCK_TOKENS * bytes_per_token(architecture, kv_type);
+    let shape = KvShape {
+        layers: architecture.layers.len(),
+        kv_heads: architecture.kv_heads,
+        head_dim: architecture.head_dim,
+        blocks: 0,
+        kv_type,
+    };
+    let block_bytes = shape.block_bytes();
     let sequences = options.sequences_max.unwrap_or(SEQUENCES_MAX).max(1);
     let context_blocks = architecture.context_tokens.div_ceil(KV_BLOCK_TOKENS);
     let wanted = context_blocks.saturating_mul(sequences);
@@ -56,28 +63,8 @@ pub(super) fn plan(
             blocks * block_bytes
         )
     });
-    let shape = KvShape {
-        layers: architecture.layers.len(),
-        kv_heads: architecture.kv_heads,
-        head_dim: architecture.head_dim,
-        blocks,
-        kv_type,
-    };
+    let shape = KvShape { blocks, ..shape };
     Ok(Plan { shape, paging: Paging { block_tokens: KV_BLOCK_TOKENS, blocks, block_bytes }, context_tokens, note })
-}
-
-/// Bytes that a token's keys and values take over all layers.
-fn bytes_per_token(architecture: &Architecture, kv_type: KvType) -> usize {
-    let values = architecture.kv_values_per_token();
-    match kv_type {
-        KvType::F32 => 4 * values,
-        KvType::F16 | KvType::BF16 => 2 * values,
-        // A scale for each 32 values of a head.
-        KvType::Q8_0 => {
-            let heads = values / architecture.head_dim;
-            heads * (architecture.head_dim + 2 * architecture.head_dim.div_ceil(32))
-        }
-    }
 }
 
 /// Memory that can be had without pushing others out.

@@ -7,7 +7,8 @@
 
 use std::path::Path;
 
-use tokrun_kernels::{Backend, Reference};
+use tokrun_kernels::Backend;
+use tokrun_kernels::cpu::{Cpu, CpuOptions};
 
 use crate::config::Config;
 use crate::gguf::Header;
@@ -76,7 +77,10 @@ fn start(
     info: &ModelInfo,
     options: &LoadOptions,
 ) -> Result<Box<dyn Executor>, ModelError> {
-    Ok(Box::new(build(Reference::default(), architecture, sources, info, options)?))
+    let threads = options.threads.unwrap_or(CpuOptions::default().threads).max(1);
+    let backend =
+        Cpu::new(CpuOptions { threads, pin: options.pin, profile: options.profile, ..CpuOptions::default() })?;
+    Ok(Box::new(build(backend, architecture, sources, info, options)?))
 }
 
 /// An executor on `backend`.
