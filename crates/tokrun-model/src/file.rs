@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokrun_kernels::KvType;
+use tokrun_kernels::{KvType, WeightType};
 
 use crate::config::Config;
 use crate::mmap::MappedFile;
+use crate::native::synthetic::{self, Synthetic};
 use crate::safetensors::Weights;
 use crate::{Executor, ModelError, TokenId, gguf};
 
@@ -118,6 +119,7 @@ pub struct ModelFile {
 enum Source {
     Gguf { file: Arc<MappedFile>, header: gguf::Header },
     Folder { config: Config, weights: Arc<Weights> },
+    Synthetic(Synthetic),
 }
 
 impl ModelFile {
@@ -148,6 +150,31 @@ impl ModelFile {
         Ok(Self { path: path.to_owned(), info, assets, source: Source::Folder { config, weights: Arc::new(weights) } })
     }
 
+    /// A model of a known shape (`llama-3.2-1b`) with made-up weights of one type; the native executor computes it.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`], naming the shapes there are.
+    pub fn synthetic(shape: &str, weight_type: WeightType) -> Result<Self, ModelError> {
+        let model = Synthetic::new(shape, weight_type)?;
+        let info = model.info(shape)?;
+        let assets = Assets {
+            tokenizer: TokenizerSource::Gguf(Arc::new(synthetic::tokenizer(info.vocab_size))),
+            chat_template: None,
+            bos_token: None,
+            eos_token: None,
+            pad_token: None,
+            unk_token: None,
+            end_token_ids: Vec::new(),
+        };
+        let path = PathBuf::from(format!("synthetic:{shape}:{}", weight_type.name()));
+        Ok(Self { path, info, assets, source: Source::Synthetic(model) })
+    }
+
+    /// The shapes that [`synthetic`](Self::synthetic) knows.
+    pub fn synthetic_shapes() -> impl Iterator<Item = &'static str> {
+        synthetic::names()
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -163,12 +190,23 @@ impl ModelFile {
         &self.assets
     }
 
-    /// Memory that the loaded weights take, in bytes: candle computes small quantised models, and all float ones, in
-    /// float32.
+    /// Memory that the loaded weights take, in bytes: as many as in the file, but candle computes small quantised
+    /// models, and all float ones, in float32.
     pub fn resident_bytes(&self, options: &LoadOptions) -> u64 {
+        let path = &self.path;
+        let natively = options.backend != BackendChoice::Candle;
         match &self.source {
+            Source::Gguf { file, header } if natively && crate::native::computes_gguf(path, file, header) => {
+                self.info.weight_bytes
+            }
+            Source::Folder { config, weights }
+                if natively && crate::native::computes_safetensors(path, config, weights) =>
+            {
+                self.info.weight_bytes
+            }
             Source::Gguf { header, .. } => crate::candle::gguf_resident_bytes(header, options),
             Source::Folder { .. } => self.info.parameters.saturating_mul(4),
+            Source::Synthetic(_) => self.info.weight_bytes,
         }
     }
 
@@ -179,9 +217,23 @@ impl ModelFile {
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
         match options.backend {
             BackendChoice::Native => self.load_native(options),
-            // The native one becomes the first choice with its fast backend.
-            BackendChoice::Candle | BackendChoice::Auto => self.load_candle(options, Vec::new()),
+            BackendChoice::Candle => self.load_candle(options, Vec::new()),
+            BackendChoice::Auto => match self.load_native(options) {
+                Err(ModelError::Unsupported { reason }) => self.fall_back(options, &reason),
+                result => result,
+            },
         }
+    }
+
+    /// Loads what the native executor refused for `reason`.
+    fn fall_back(&self, options: &LoadOptions, reason: &str) -> Result<Box<dyn Executor>, ModelError> {
+        let note = format!("candle computes this model, more slowly: {reason}");
+        self.load_candle(options, vec![note]).map_err(|error| match error {
+            ModelError::Unsupported { reason: other } if other != reason => {
+                ModelError::Unsupported { reason: format!("{reason}; nor does candle run it: {other}") }
+            }
+            error => error,
+        })
     }
 
     fn load_native(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
@@ -189,6 +241,7 @@ impl ModelFile {
         match &self.source {
             Source::Gguf { file, header } => crate::native::load_gguf(path, file, header, info, options),
             Source::Folder { config, weights } => crate::native::load_safetensors(path, config, weights, info, options),
+            Source::Synthetic(model) => crate::native::load_synthetic(model, info, options),
         }
     }
 
@@ -199,6 +252,9 @@ impl ModelFile {
             Source::Folder { config, weights } => {
                 crate::candle::load_safetensors(path, config, weights, options, notes)
             }
+            Source::Synthetic(_) => Err(ModelError::Unsupported {
+                reason: "synthetic weights are computed natively (not through candle)".to_owned(),
+            }),
         }
     }
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Deserialize;
-use tokrun_model::{Executor, Extend, LoadOptions, ModelFile, SequenceHandle, TokenizerSource};
+use support::Sequence;
+use tokrun_model::{Executor, LoadOptions, ModelFile, TokenizerSource};
+
+mod support;
 
 #[derive(Deserialize)]
 struct Reference {
@@ -50,7 +53,7 @@ fn default_model_agrees_with_the_float32_reference() {
     let begun = Instant::now();
     let mut executor = file.load(&LoadOptions::default()).expect("the default model loads");
     eprintln!("loaded in {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
-    assert_eq!(executor.info().vocab_size, 49_152);
+    assert_eq!((executor.info().backend, executor.info().vocab_size), ("native", 49_152));
 
     let mut distances = Distances::default();
     for prompt in &reference.prompts {
@@ -73,8 +76,8 @@ struct Distances {
 
 /// Feeds the reference's own tokens and compares each step with it.
 fn follow(executor: &mut dyn Executor, prompt: &Prompt, distances: &mut Distances) {
-    let sequence = executor.create().expect("a sequence is free");
-    let mut logprobs = extend(executor, sequence, &prompt.prompt_ids);
+    let mut sequence = Sequence::create(executor, 0).expect("a sequence is free");
+    let mut logprobs = extend(executor, &mut sequence, &prompt.prompt_ids);
     for (step, (&token, &margin)) in prompt.token_ids.iter().zip(&prompt.margins).enumerate() {
         for &(id, expected) in &prompt.top[step][..5] {
             let distance = (logprobs[id as usize] - expected).abs();
@@ -86,15 +89,14 @@ fn follow(executor: &mut dyn Executor, prompt: &Prompt, distances: &mut Distance
         if margin > MARGIN && chosen as u32 != token {
             distances.misses.push(format!("{chosen} for {token} at step {step} with margin {margin}"));
         }
-        logprobs = extend(executor, sequence, &[token]);
+        logprobs = extend(executor, &mut sequence, &[token]);
     }
-    executor.drop_sequence(sequence);
+    sequence.drop(executor);
 }
 
 /// Appends `tokens` and returns the log-probabilities of the next one.
-fn extend(executor: &mut dyn Executor, sequence: SequenceHandle, tokens: &[u32]) -> Vec<f32> {
-    let logits = executor.extend(&[Extend::new(sequence, tokens)]).expect("the model computes");
-    let row = logits.row(0);
+fn extend(executor: &mut dyn Executor, sequence: &mut Sequence, tokens: &[u32]) -> Vec<f32> {
+    let row = sequence.extend(executor, tokens).expect("the model computes");
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let log_sum = row.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln() as f32;
     row.iter().map(|&logit| logit - max - log_sum).collect()

@@ -1,22 +1,29 @@
 //! Files that parse and still lie: loading and running them ends in a result or an error, never in a panic or an abort.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
-use tokrun_model::{Extend, LoadOptions, ModelError, ModelFile};
+use support::{Sequence, fixtures};
+use tokrun_model::{BackendChoice, LoadOptions, ModelError, ModelFile};
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
-}
+mod support;
 
 /// Opens, loads and runs a few tokens.
 fn run(path: &Path, options: &LoadOptions) -> Result<(), ModelError> {
     let mut executor = ModelFile::open(path)?.load(options)?;
-    let sequence = executor.create()?;
-    executor.extend(&[Extend::new(sequence, &[1, 2, 3])])?;
-    executor.extend(&[Extend::new(sequence, &[4])])?;
+    let mut sequence = Sequence::create(executor.as_mut(), 0)?;
+    sequence.extend(executor.as_mut(), &[1, 2, 3])?;
+    sequence.extend(executor.as_mut(), &[4])?;
     Ok(())
+}
+
+/// The native executor where it can, and candle.
+const BACKENDS: [BackendChoice; 2] = [BackendChoice::Auto, BackendChoice::Candle];
+
+fn options(backend: BackendChoice) -> LoadOptions {
+    // Small sizes, so that a lie about them is what costs memory.
+    LoadOptions { backend, threads: Some(1), sequences_max: Some(2), ..LoadOptions::default() }
 }
 
 /// A panic that was caught is one that a check should have foreseen.
@@ -41,8 +48,10 @@ fn truncated_files_are_refused() {
     let path = folder.path().join("cut.gguf");
     for length in (0..file.len()).step_by(997).chain([file.len() - 1]) {
         std::fs::write(&path, &file[..length]).expect("there is room");
-        let error = run(&path, &LoadOptions::default()).expect_err("the file is cut");
-        assert!(matches!(error, ModelError::Malformed { .. }), "{error}");
+        for backend in BACKENDS {
+            let error = run(&path, &options(backend)).expect_err("the file is cut");
+            assert!(matches!(error, ModelError::Malformed { .. }), "{error}");
+        }
     }
 }
 
@@ -73,7 +82,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn flipped_gguf_headers(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), widen: bool) {
+    fn flipped_gguf_headers(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), backend in 0..3_usize) {
         let mut file = std::fs::read(fixtures().join("gguf-llama/q4_1.gguf")).expect("the fixture is committed");
         let header = header_bytes(&file);
         for (at, value) in flips {
@@ -82,8 +91,10 @@ proptest! {
         let folder = tempfile::tempdir().expect("there is room");
         let path = folder.path().join("flipped.gguf");
         std::fs::write(&path, file).expect("there is room");
-        let options = LoadOptions { float32_bytes_max: Some(if widen { u64::MAX } else { 0 }), ..LoadOptions::default() };
-        must_not_panic(run(&path, &options));
+        let backends = [BackendChoice::Auto, BackendChoice::Candle, BackendChoice::Candle];
+        // candle widens weights or leaves them as they are.
+        let float32_bytes_max = Some(if backend == 1 { u64::MAX } else { 0 });
+        must_not_panic(run(&path, &LoadOptions { float32_bytes_max, ..options(backends[backend]) }));
     }
 }
 
@@ -93,6 +104,7 @@ fn absurd_gguf_numbers() {
     let folder = tempfile::tempdir().expect("there is room");
     let path = folder.path().join("absurd.gguf");
     for (fixture, architecture) in [
+        ("gguf-gemma3", "gemma3"),
         ("gguf-glm4", "glm4"),
         ("gguf-lfm2", "lfm2"),
         ("gguf-llama", "llama"),
@@ -101,6 +113,7 @@ fn absurd_gguf_numbers() {
         ("gguf-phi3", "phi3"),
         ("gguf-qwen2", "qwen2"),
         ("gguf-qwen3", "qwen3"),
+        ("gguf-qwen3-moe", "qwen3moe"),
     ] {
         let file = std::fs::read(fixtures().join(fixture).join("f32.gguf")).expect("the fixture is committed");
         for key in GGUF_NUMBERS {
@@ -112,7 +125,7 @@ fn absurd_gguf_numbers() {
                 let mut file = file.clone();
                 file[at..at + 4].copy_from_slice(&value.to_le_bytes());
                 std::fs::write(&path, file).expect("there is room");
-                must_not_panic(run(&path, &LoadOptions::default()));
+                BACKENDS.iter().for_each(|backend| must_not_panic(run(&path, &options(*backend))));
             }
         }
     }
@@ -124,6 +137,7 @@ const GGUF_NUMBERS: &[&str] = &[
     "context_length",
     "embedding_length",
     "expert_count",
+    "expert_feed_forward_length",
     "expert_used_count",
     "feed_forward_length",
     "attention.head_count",
@@ -132,6 +146,7 @@ const GGUF_NUMBERS: &[&str] = &[
     "attention.value_length",
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
     "shortconv.l_cache",
@@ -157,10 +172,12 @@ fn absurd_settings() {
                 settings.insert(name.clone(), serde_json::from_str(value).expect("the case is valid"));
                 let text = serde_json::to_string(&settings).expect("it is JSON");
                 std::fs::write(folder.path().join("config.json"), text).expect("there is room");
-                if let Err(error) = run(folder.path(), &LoadOptions::default())
-                    && format!("{error:?}").contains("panicked")
-                {
-                    panics.push(format!("{}: {name} = {value}: {error:?}", fixture.display()));
+                for backend in BACKENDS {
+                    if let Err(error) = run(folder.path(), &options(backend))
+                        && format!("{error:?}").contains("panicked")
+                    {
+                        panics.push(format!("{}: {name} = {value}: {error:?}", fixture.display()));
+                    }
                 }
             }
         }

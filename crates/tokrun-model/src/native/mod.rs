@@ -23,6 +23,7 @@ mod memory;
 mod rope;
 mod safetensors;
 mod sources;
+pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -48,8 +49,14 @@ pub(crate) fn load_gguf(
 ) -> Result<Box<dyn Executor>, ModelError> {
     let weights = GgufWeights::new(path, header, file);
     let architecture = gguf::architecture(path, header, &weights, wanted_tokens(options))?;
-    let sources = Sources::find(&architecture, &weights)?;
-    start(&architecture, &sources, info, options)
+    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
+}
+
+/// Whether [`load_gguf`] would find a decoder in the file.
+pub(crate) fn computes_gguf(path: &Path, file: &MappedFile, header: &Header) -> bool {
+    let weights = GgufWeights::new(path, header, file);
+    let architecture = gguf::architecture(path, header, &weights, usize::MAX);
+    architecture.is_ok_and(|architecture| Sources::find(&architecture, &weights).is_ok())
 }
 
 /// Loads the directory of safetensors `folder` with the settings `config`.
@@ -62,8 +69,26 @@ pub(crate) fn load_safetensors(
 ) -> Result<Box<dyn Executor>, ModelError> {
     let architecture = safetensors::architecture(folder, config, tensors.tensors().len(), wanted_tokens(options))?;
     let weights = SafetensorsWeights::new(folder, tensors, config, &architecture);
-    let sources = Sources::find(&architecture, &weights)?;
-    start(&architecture, &sources, info, options)
+    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
+}
+
+/// Whether [`load_safetensors`] would find a decoder in the folder.
+pub(crate) fn computes_safetensors(folder: &Path, config: &Config, tensors: &crate::safetensors::Weights) -> bool {
+    let architecture = safetensors::architecture(folder, config, tensors.tensors().len(), usize::MAX);
+    architecture.is_ok_and(|architecture| {
+        Sources::find(&architecture, &SafetensorsWeights::new(folder, tensors, config, &architecture)).is_ok()
+    })
+}
+
+/// Makes up the weights of a synthetic model.
+pub(crate) fn load_synthetic(
+    model: &synthetic::Synthetic,
+    info: &ModelInfo,
+    options: &LoadOptions,
+) -> Result<Box<dyn Executor>, ModelError> {
+    let architecture = model.architecture(wanted_tokens(options))?;
+    let weights = model.weights();
+    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
 }
 
 /// Longest sequence that the caller needs.
