@@ -100,9 +100,6 @@ pub struct LoadOptions {
     pub kv_type: Option<KvType>,
     /// Native: measures the time that each operation takes, for [`Executor::take_profile`].
     pub profile: bool,
-    /// candle: quantised weights are computed in float32, which rounds nothing, where they then take at most this many
-    /// bytes; 1 GiB where nothing is said, 0 for never.
-    pub float32_bytes_max: Option<u64>,
 }
 
 /// An opened and checked model: its header was read, its weights were not.
@@ -190,23 +187,16 @@ impl ModelFile {
         &self.assets
     }
 
-    /// Memory that the loaded weights take, in bytes: as many as in the file, but candle computes small quantised
-    /// models, and all float ones, in float32.
+    /// Memory that the loaded weights take, in bytes: as many as in the file, but candle computes safetensors in float32.
     pub fn resident_bytes(&self, options: &LoadOptions) -> u64 {
-        let path = &self.path;
-        let natively = options.backend != BackendChoice::Candle;
         match &self.source {
-            Source::Gguf { file, header } if natively && crate::native::computes_gguf(path, file, header) => {
-                self.info.weight_bytes
-            }
             Source::Folder { config, weights }
-                if natively && crate::native::computes_safetensors(path, config, weights) =>
+                if options.backend == BackendChoice::Candle
+                    || !crate::native::computes_safetensors(&self.path, config, weights) =>
             {
-                self.info.weight_bytes
+                self.info.parameters.saturating_mul(4)
             }
-            Source::Gguf { header, .. } => crate::candle::gguf_resident_bytes(header, options),
-            Source::Folder { .. } => self.info.parameters.saturating_mul(4),
-            Source::Synthetic(_) => self.info.weight_bytes,
+            _ => self.info.weight_bytes,
         }
     }
 

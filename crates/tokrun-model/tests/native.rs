@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use support::{Reference, best, change_settings, copy_of, distance, fixtures, logits, reference};
-use tokrun_model::{BackendChoice, Executor, LoadOptions, ModelError, ModelFile};
+use tokrun_model::{BackendChoice, Executor, LoadOptions, ModelError, ModelFile, WeightType};
 
 mod support;
 
@@ -215,4 +215,47 @@ fn ignored_settings_are_refused() {
         assert!(matches!(error, ModelError::Unsupported { .. }), "{fixture} with {changes}: {error:?}");
         assert!(error.to_string().contains(expected), "{fixture} with {changes}: {error} should say {expected}");
     }
+}
+
+/// What has no native decoder goes to candle, which is said; what neither computes is refused with both reasons.
+#[test]
+fn candle_computes_the_rest() {
+    let load = |fixture: &str, backend| {
+        let options = LoadOptions { backend, ..LoadOptions::default() };
+        ModelFile::open(&fixtures().join(fixture)).and_then(|file| file.load(&options))
+    };
+    for (fixture, reason) in [("glm4", "no native executor for glm4"), ("gguf-lfm2/f32.gguf", "architecture lfm2")] {
+        let executor = load(fixture, BackendChoice::Auto).expect("candle computes it");
+        assert_eq!(executor.info().backend, "candle");
+        let [note] = executor.notes() else { panic!("{fixture}: {:?}", executor.notes()) };
+        assert!(note.contains("candle computes this model") && note.contains(reason), "{note}");
+        let error = load(fixture, BackendChoice::Native).err().expect("it is refused");
+        assert!(matches!(&error, ModelError::Unsupported { reason: found } if found.contains(reason)), "{error}");
+    }
+    for fixture in ["llama", "gguf-llama/q4_1.gguf"] {
+        for (backend, expected) in
+            [(BackendChoice::Auto, "native"), (BackendChoice::Native, "native"), (BackendChoice::Candle, "candle")]
+        {
+            let executor = load(fixture, backend).expect("both compute it");
+            assert_eq!((executor.info().backend, executor.notes().len()), (expected, 0));
+        }
+    }
+    let copy = copy_of("llama");
+    change_settings(copy.path(), r#""mlp_bias": true, "attention_bias": true"#);
+    let error = ModelFile::open(copy.path()).and_then(|file| file.load(&LoadOptions::default()));
+    let error = error.err().expect("neither computes it").to_string();
+    assert!(error.contains("mlp_bias") && error.contains("candle"), "{error}");
+}
+
+/// The rows that a made-up model gives are numbers, and not all alike.
+#[test]
+fn synthetic_models_compute() {
+    let file = ModelFile::synthetic("smollm2-135m", WeightType::Q4_K).expect("the shape is known");
+    assert_eq!((file.info().parameters, file.info().dtype.as_str()), (134_515_008, "Q4_K"));
+    let mut executor = file.load(&LoadOptions { context_tokens: Some(64), ..native() }).expect("it is made up");
+    let row = logits(executor.as_mut(), &[1, 2, 3, 40_000], &[2]);
+    let (low, high) = row.iter().fold((f32::MAX, f32::MIN), |(low, high), &value| (low.min(value), high.max(value)));
+    assert!(row.iter().all(|value| value.is_finite()) && high - low > 1.0 && high - low < 100.0, "{low} to {high}");
+    let error = ModelFile::synthetic("gpt-5", WeightType::F16).expect_err("nobody knows its shape").to_string();
+    assert!(ModelFile::synthetic_shapes().all(|shape| error.contains(shape)), "{error}");
 }

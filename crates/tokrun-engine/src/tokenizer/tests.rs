@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokrun_model::gguf::{Metadata, Value};
+use tokrun_model::{ModelFile, WeightType};
 
 use super::*;
 
@@ -367,4 +368,15 @@ proptest! {
         let tokens = tokenizer.encode(&text, true).expect("every byte is a token");
         prop_assert_eq!(tokenizer.decode(&tokens).expect("they are tokens"), text);
     }
+}
+
+/// Made-up models read text byte by byte.
+#[test]
+fn synthetic_models_have_a_tokenizer() {
+    let file = ModelFile::synthetic("smollm2-135m", WeightType::Q4_0).expect("the shape is known");
+    let tokenizer = Tokenizer::from_assets(file.assets()).expect("it is complete");
+    let text = "Why is the sky blue? \u{e9}\u{4f60}\n\0";
+    let ids = tokenizer.encode(text, false).expect("any text can be read");
+    assert_eq!(ids.len(), text.len());
+    assert_eq!(tokenizer.decode(&ids).expect("and written"), text);
 }

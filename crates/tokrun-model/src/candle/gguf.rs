@@ -18,27 +18,9 @@ use crate::{Executor, LoadOptions, ModelError};
 
 mod checks;
 mod families;
-mod widened;
 
 use checks::Sizes;
 use families::{FAMILIES, WRONG};
-use widened::{Source, Widened};
-
-/// Weights are widened where they then take at most this, unless the caller says otherwise.
-const FLOAT32_BYTES_MAX: u64 = 1 << 30;
-
-/// Bytes that all weights take as float32, where they are to be computed so.
-fn widened_bytes(header: &Header, options: &LoadOptions) -> Option<u64> {
-    let elements: u64 = header.tensors.values().map(|tensor| tensor.elements()).sum();
-    let bytes = elements.saturating_mul(4);
-    (bytes <= options.float32_bytes_max.unwrap_or(FLOAT32_BYTES_MAX)).then_some(bytes)
-}
-
-/// Memory that the loaded weights take, in bytes.
-pub(crate) fn resident_bytes(header: &Header, options: &LoadOptions) -> u64 {
-    let as_they_are = || header.tensors.values().map(|tensor| tensor.bytes).sum();
-    widened_bytes(header, options).unwrap_or_else(as_they_are)
-}
 
 /// Loads the model of `header`, whose file is `file`.
 pub(crate) fn load(
@@ -62,14 +44,9 @@ pub(crate) fn load(
     let context_tokens = sizes.context_tokens.min(family.context_tokens_max).min(CONTEXT_TOKENS_MAX).min(wanted);
     let load = {
         let (path, file, header, sizes) = (path.to_owned(), Arc::clone(file), header.clone(), sizes.clone());
-        let is_widened = widened_bytes(&header, options).is_some();
         move || {
-            let mut content = content(&header, &sizes, context_tokens)?;
-            let mut source: Box<dyn Source> = Box::new(Cursor::new(&file[..]));
-            if is_widened {
-                let (widened, reader) = Widened::new(content, &file);
-                (content, source) = (widened, Box::new(reader));
-            }
+            let content = content(&header, &sizes, context_tokens)?;
+            let mut source = Cursor::new(&file[..]);
             guarded(|| (family.load)(content, &mut source)).map_err(|error| match error {
                 ModelError::Compute(error) => ModelError::Malformed { path: path.clone(), reason: error.to_string() },
                 other => other,

@@ -15,7 +15,7 @@ mod families;
 mod gguf;
 mod safetensors;
 
-pub(crate) use gguf::{load as load_gguf, resident_bytes as gguf_resident_bytes};
+pub(crate) use gguf::load as load_gguf;
 pub(crate) use safetensors::load as load_safetensors;
 
 /// Tokens computed at once at most. Attention scores and logits of a piece are held in full, so this bounds memory.

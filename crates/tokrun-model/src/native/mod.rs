@@ -52,13 +52,6 @@ pub(crate) fn load_gguf(
     start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
 }
 
-/// Whether [`load_gguf`] would find a decoder in the file.
-pub(crate) fn computes_gguf(path: &Path, file: &MappedFile, header: &Header) -> bool {
-    let weights = GgufWeights::new(path, header, file);
-    let architecture = gguf::architecture(path, header, &weights, usize::MAX);
-    architecture.is_ok_and(|architecture| Sources::find(&architecture, &weights).is_ok())
-}
-
 /// Loads the directory of safetensors `folder` with the settings `config`.
 pub(crate) fn load_safetensors(
     folder: &Path,

@@ -3,7 +3,7 @@
 //! Weights are one pseudo-random run of blocks, repeated: their bytes are as many and as hard to multiply with as real
 //! ones, and of such a size that activations neither vanish nor overflow.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -91,13 +91,21 @@ impl Synthetic {
         let architecture = self.architecture(usize::MAX)?;
         let weights = SyntheticWeights::new(self.weight_type);
         Sources::find(&architecture, &weights)?;
+        let tensors = weights.tensors.borrow();
+        let (experts, used) = architecture.experts.map_or((1, 1), |experts| (experts.count, experts.per_token));
+        let read_per_token = |name: &str, bytes: u64| match name {
+            "token_embd.weight" if !architecture.tied => 0,
+            name if name.contains("_exps.") => bytes / experts as u64 * used as u64,
+            _ => bytes,
+        };
         let kv_values = 2 * architecture.key_width() * architecture.layers.len();
         Ok(ModelInfo {
             architecture: architecture.name.clone(),
             name: Some(name.to_owned()),
             dtype: self.weight_type.name().to_owned(),
-            parameters: weights.elements.get(),
-            weight_bytes: weights.bytes.get(),
+            parameters: tensors.iter().map(|(_, elements, _)| elements).sum(),
+            weight_bytes: tensors.iter().map(|(_, _, bytes)| bytes).sum(),
+            weight_bytes_per_token: tensors.iter().map(|(name, _, bytes)| read_per_token(name, *bytes)).sum(),
             context_tokens: architecture.context_tokens,
             vocab_size: architecture.vocab_size,
             layers: architecture.layers.len(),
@@ -144,8 +152,8 @@ pub(crate) fn tokenizer(vocab_size: usize) -> gguf::Metadata {
         ("tokenizer.ggml.model".to_owned(), text("gpt2")),
         ("tokenizer.ggml.pre".to_owned(), text("gpt-2")),
         ("tokenizer.ggml.token_type".to_owned(), gguf::Value::Ints(vec![1; tokens.len()])),
-        ("tokenizer.ggml.merges".to_owned(), gguf::Value::Strings(Vec::new())),
-        ("tokenizer.ggml.tokens".to_owned(), gguf::Value::Strings(tokens)),
+        ("tokenizer.ggml.merges".to_owned(), gguf::Value::Strings(std::iter::empty::<&str>().collect())),
+        ("tokenizer.ggml.tokens".to_owned(), gguf::Value::Strings(tokens.into_iter().collect())),
     ]))
 }
 
@@ -154,13 +162,13 @@ pub(super) struct SyntheticWeights {
     weight_type: WeightType,
     /// Runs of blocks, by type and columns.
     pools: RefCell<BTreeMap<(WeightType, usize), Arc<Pool>>>,
-    elements: Cell<u64>,
-    bytes: Cell<u64>,
+    /// What was asked for: names, numbers, bytes.
+    tensors: RefCell<Vec<(String, u64, u64)>>,
 }
 
 impl SyntheticWeights {
     fn new(weight_type: WeightType) -> Self {
-        Self { weight_type, pools: RefCell::default(), elements: Cell::default(), bytes: Cell::default() }
+        Self { weight_type, pools: RefCell::default(), tensors: RefCell::default() }
     }
 }
 
@@ -178,8 +186,7 @@ impl Weights for SyntheticWeights {
         let weight_type = [weight_type, WeightType::Q8_0, WeightType::F16].into_iter().find(fits);
         let weight_type = weight_type.expect("F16 fits any row");
         let row_bytes = weight_type.row_bytes(columns).expect("it fits");
-        self.elements.set(self.elements.get() + (rows * columns) as u64);
-        self.bytes.set(self.bytes.get() + (rows * row_bytes) as u64);
+        self.tensors.borrow_mut().push((name.to_owned(), (rows * columns) as u64, (rows * row_bytes) as u64));
         if outer.is_empty() {
             let value: f32 = if name.ends_with(".bias") { 0.0 } else { 1.0 };
             let bytes = value.to_le_bytes().repeat(columns);

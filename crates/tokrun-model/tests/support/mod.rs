@@ -8,43 +8,43 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tokrun_model::{BlockId, Executor, Extend, ModelError, Place, SequenceHandle, Wanted};
 
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
 #[derive(Deserialize)]
-pub struct Reference {
-    pub prompts: Vec<Prompt>,
+pub(crate) struct Reference {
+    pub(crate) prompts: Vec<Prompt>,
 }
 
 #[derive(Deserialize)]
-pub struct Prompt {
-    pub prompt_ids: Vec<u32>,
-    pub token_ids: Vec<u32>,
-    pub margins: Vec<f32>,
-    pub logits: Vec<Row>,
+pub(crate) struct Prompt {
+    pub(crate) prompt_ids: Vec<u32>,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) margins: Vec<f32>,
+    pub(crate) logits: Vec<Row>,
 }
 
 /// The logits after `position` tokens of prompt and continuation together.
 #[derive(Deserialize)]
-pub struct Row {
-    pub position: usize,
-    pub values: Vec<f32>,
+pub(crate) struct Row {
+    pub(crate) position: usize,
+    pub(crate) values: Vec<f32>,
 }
 
 impl Prompt {
-    pub fn all(&self) -> Vec<u32> {
+    pub(crate) fn all(&self) -> Vec<u32> {
         self.prompt_ids.iter().chain(&self.token_ids).copied().collect()
     }
 }
 
-pub fn reference(path: &Path) -> Reference {
+pub(crate) fn reference(path: &Path) -> Reference {
     let text = std::fs::read_to_string(path).expect("the fixture is committed");
     serde_json::from_str(&text).expect("the fixture is valid")
 }
 
 /// One sequence that grows.
-pub struct Sequence {
+pub(crate) struct Sequence {
     handle: SequenceHandle,
     length: usize,
     blocks: Vec<BlockId>,
@@ -52,7 +52,7 @@ pub struct Sequence {
 
 impl Sequence {
     /// The `index`-th of several sequences, each with blocks of its own, in an order that is not the cache's.
-    pub fn create(executor: &mut dyn Executor, index: usize) -> Result<Self, ModelError> {
+    pub(crate) fn create(executor: &mut dyn Executor, index: usize) -> Result<Self, ModelError> {
         let handle = executor.create()?;
         let each = executor.info().paging.map_or(0, |paging| {
             let each = executor.info().context_tokens.div_ceil(paging.block_tokens);
@@ -64,30 +64,30 @@ impl Sequence {
     }
 
     /// The part of a batch that appends `tokens`.
-    pub fn part<'a>(&'a self, tokens: &'a [u32], wanted: Wanted) -> Extend<'a> {
+    pub(crate) fn part<'a>(&'a self, tokens: &'a [u32], wanted: Wanted) -> Extend<'a> {
         let place = Place { start: self.length, blocks: &self.blocks };
         Extend { sequence: self.handle, tokens, place, wanted }
     }
 
     /// Says that a batch appended so many.
-    pub fn grow(&mut self, tokens: usize) {
+    pub(crate) fn grow(&mut self, tokens: usize) {
         self.length += tokens;
     }
 
     /// Appends `tokens`; the logits after the last one.
-    pub fn extend(&mut self, executor: &mut dyn Executor, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn extend(&mut self, executor: &mut dyn Executor, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
         let row = executor.extend(&[self.part(tokens, Wanted::Last)])?.row(0).to_vec();
         self.length += tokens.len();
         Ok(row)
     }
 
-    pub fn drop(self, executor: &mut dyn Executor) {
+    pub(crate) fn drop(self, executor: &mut dyn Executor) {
         executor.drop_sequence(self.handle);
     }
 }
 
 /// Logits after `tokens`, fed in pieces that end at `cuts`.
-pub fn logits(executor: &mut dyn Executor, tokens: &[u32], cuts: &[usize]) -> Vec<f32> {
+pub(crate) fn logits(executor: &mut dyn Executor, tokens: &[u32], cuts: &[usize]) -> Vec<f32> {
     let mut sequence = Sequence::create(executor, 0).expect("a sequence is free");
     let mut from = 0;
     let mut last = Vec::new();
@@ -100,18 +100,18 @@ pub fn logits(executor: &mut dyn Executor, tokens: &[u32], cuts: &[usize]) -> Ve
 }
 
 /// Largest distance of two rows of logits.
-pub fn distance(left: &[f32], right: &[f32]) -> f32 {
+pub(crate) fn distance(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
 }
 
 /// The likeliest token.
-pub fn best(logits: &[f32]) -> u32 {
+pub(crate) fn best(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
 }
 
 /// A copy of a fixture, to be changed.
-pub fn copy_of(fixture: &str) -> tempfile::TempDir {
+pub(crate) fn copy_of(fixture: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("there is room");
     for entry in std::fs::read_dir(fixtures().join(fixture)).expect("the fixture is committed") {
         let entry = entry.expect("it can be listed");
@@ -121,7 +121,7 @@ pub fn copy_of(fixture: &str) -> tempfile::TempDir {
 }
 
 /// Overwrites settings of `config.json` in `folder`.
-pub fn change_settings(folder: &Path, changes: &str) {
+pub(crate) fn change_settings(folder: &Path, changes: &str) {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).expect("the fixture has settings");
     let mut settings: serde_json::Map<_, _> = serde_json::from_str(&text).expect("they are valid");

@@ -1,5 +1,7 @@
 //! The GGUF architectures that candle runs rightly, what each of them honours, and how its tensors measure.
 
+use std::io::Cursor;
+
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device};
 use candle_transformers::models as candle;
@@ -8,7 +10,6 @@ use Dim::{
     Convolution, Experts, FeedForward, Head, Hidden, Keys, Queries, QueriesKeysValues, ThreeHidden, TwoFeedForward,
 };
 
-use super::widened::Source;
 use crate::candle::families::adapters::{once, plain, single};
 use crate::candle::{CONTEXT_TOKENS_MAX, Decoder, Pieces};
 
@@ -32,7 +33,7 @@ pub(super) struct Family {
 }
 
 /// Builds a model from the tensors it reads.
-type Load = fn(Content, &mut Box<dyn Source + '_>) -> candle_core::Result<Box<dyn Decoder>>;
+type Load = fn(Content, &mut Cursor<&[u8]>) -> candle_core::Result<Box<dyn Decoder>>;
 
 /// How much of each head candle rotates.
 #[derive(Clone, Copy, Debug, PartialEq)]
