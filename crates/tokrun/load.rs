@@ -8,7 +8,7 @@ use tokrun_engine::{ChatTemplate, EngineOptions, Tokenizer};
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
+use tokrun_model::{LoadOptions, ModelError, ModelFile, ModelInfo, WeightType};
 use tokrun_runtime::{Meter, Runtime, TextModel};
 
 use crate::args::{Backend, Device, EngineArgs};
@@ -19,8 +19,15 @@ use crate::progress::Bar;
 pub(crate) struct Found {
     /// Its name in the catalogue, or that of its file.
     pub(crate) name: String,
-    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
     pub(crate) entry: Option<Entry>,
+}
+
+/// Where a model comes from.
+pub(crate) enum Place {
+    Disk(PathBuf),
+    /// Nowhere: made-up weights of a known shape.
+    Synthetic(String, WeightType),
 }
 
 /// The model the user named, or the default; a catalogue model that is not here is pulled.
@@ -29,10 +36,12 @@ pub(crate) fn find(home: &Path, catalogue: Catalogue, wanted: Option<&str>) -> R
     let store = Store::new(home, catalogue);
     match store.resolve(&wanted)? {
         Resolved::Local { path } => Ok(local(&store, home, path)),
-        Resolved::Pulled { path, entry } => Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) }),
+        Resolved::Pulled { path, entry } => {
+            Ok(Found { name: entry.name.clone(), place: Place::Disk(path), entry: Some(entry.clone()) })
+        }
         Resolved::NotPulled { entry } => {
             let path = pull(&store, entry)?;
-            Ok(Found { name: entry.name.clone(), path, entry: Some(entry.clone()) })
+            Ok(Found { name: entry.name.clone(), place: Place::Disk(path), entry: Some(entry.clone()) })
         }
     }
 }
@@ -51,7 +60,7 @@ fn local(store: &Store, home: &Path, path: PathBuf) -> Found {
             name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
         }
     };
-    Found { name, path, entry: pulled }
+    Found { name, place: Place::Disk(path), entry: pulled }
 }
 
 /// Fetches a model of the catalogue.
@@ -60,6 +69,19 @@ pub(crate) fn pull(store: &Store, entry: &Entry) -> Result<PathBuf, Failure> {
 }
 
 impl Found {
+    /// A model that is made up.
+    pub(crate) fn synthetic(shape: &str, weight_type: WeightType) -> Self {
+        let name = format!("synthetic {shape}");
+        Self { name, place: Place::Synthetic(shape.to_owned(), weight_type), entry: None }
+    }
+
+    fn open(&self) -> Result<ModelFile, ModelError> {
+        match &self.place {
+            Place::Disk(path) => ModelFile::open(path),
+            Place::Synthetic(shape, weight_type) => ModelFile::synthetic(shape, *weight_type),
+        }
+    }
+
     /// What a token of this model costs now. A model outside the catalogue costs the default: a credit a token.
     pub(crate) fn price(&self) -> Result<Price, Failure> {
         let Some(entry) = &self.entry else { return Ok(Price::default()) };
@@ -113,7 +135,7 @@ pub(crate) fn start(
 
 /// Loads the weights, and what it takes to speak.
 pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, ModelInfo), Failure> {
-    let file = ModelFile::open(&found.path)?;
+    let file = found.open()?;
     // The tokenizer is built while the weights are read.
     let (executor, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));

@@ -73,18 +73,75 @@ fn rows_have_the_fields_of_llama_bench() {
 #[test]
 fn lists_are_combined() {
     let home = Home::new();
-    let arguments = ["-p", "8,16", "-n", "4", "--pg", "8,4", "-d", "0,16", "-b", "8,64", "-r", "1", "--ledger", "off"];
-    // Prefill at a depth needs a cache of prefixes, which candle has not.
-    let without_depth: Vec<&str> =
-        arguments.iter().copied().filter(|argument| *argument != "0,16" && *argument != "-d").collect();
-    let rows = rows(&home, &without_depth);
-    let tests: Vec<(&str, i64)> = rows
-        .iter()
-        .map(|row| (row["test"].as_str().expect("a name"), row["n_batch"].as_i64().expect("a count")))
-        .collect();
-    let expected = [8, 64].map(|batch| [("pp8", batch), ("pp16", batch), ("tg4", batch), ("pp8+tg4", batch)]).concat();
-    assert_eq!(tests, expected);
-    assert!(rows.iter().all(|row| row["ledger"] == false && row["fsync_us"].is_null()));
+    let lists = ["-p", "8,16", "-n", "4", "--pg", "8,4", "-d", "0,16", "-b", "8,64", "-t", "1,2"];
+    let rows = rows(&home, &[&lists[..], &["-r", "1", "--ledger", "off"]].concat());
+    let run = |row: &Value| {
+        let number = |name: &str| row[name].as_i64().expect("a count");
+        (number("n_threads"), number("n_batch"), row["test"].as_str().expect("a name").to_owned())
+    };
+    let mut expected = Vec::new();
+    for (threads, batch) in [(1, 8), (1, 64), (2, 8), (2, 64)] {
+        for test in ["pp8", "pp8 @ d16", "pp16", "pp16 @ d16", "tg4", "tg4 @ d16", "pp8+tg4", "pp8+tg4 @ d16"] {
+            expected.push((threads, batch, test.to_owned()));
+        }
+    }
+    assert_eq!(rows.iter().map(run).collect::<Vec<_>>(), expected);
+    assert!(rows.iter().all(|row| row["ledger"] == false && row["fsync_us"].is_null() && row["backends"] == "native"));
+}
+
+/// Without a cache of prefixes, what comes before would be computed within the time that is measured.
+#[test]
+fn prefill_at_a_depth_needs_that_depth_in_the_cache() {
+    let home = Home::new();
+    let model = tiny_model();
+    let base = ["bench", "--model", &model, "-p", "8", "-n", "0", "-d", "16", "-r", "1", "--ledger", "off"];
+    let without = home.run(&[&base[..], &["--no-prefix-cache"]].concat());
+    assert_eq!(without.status.code(), Some(1), "{}", text(&without.stdout));
+    assert!(text(&without.stderr).contains("were in the cache"), "{}", text(&without.stderr));
+    let odd = home.run(&["bench", "--model", &model, "-p", "8", "-n", "0", "-d", "17"]);
+    assert_eq!(odd.status.code(), Some(2));
+    assert!(text(&odd.stderr).contains("a multiple"), "{}", text(&odd.stderr));
+}
+
+#[test]
+fn made_up_weights_are_measured_without_a_download() {
+    let home = Home::new();
+    let arguments = ["--synthetic", "smollm2-135m:q4_0", "-p", "8", "-n", "4", "-r", "1", "--ledger", "off"];
+    let rows = home.json(&[&["bench"], &arguments[..]].concat());
+    assert_eq!(rows[0]["model_type"], "llama 134.52 M Q4_0");
+    assert!(rows[1]["avg_ts"].as_f64().is_some_and(|rate| rate > 0.0));
+    assert!(!home.path().join("models").exists(), "nothing was pulled");
+    for (wrong, needle) in [("smollm9", "smollm2-135m"), ("smollm2-135m:q9", "Q4_0")] {
+        let output = home.run(&["bench", "--synthetic", wrong]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(needle), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_profile_says_where_the_time_goes() {
+    let home = Home::new();
+    let model = tiny_model();
+    let base = ["bench", "--model", &model, "--profile", "-p", "32", "-n", "4", "-d", "16", "-r", "2"];
+    let rows = home.json(&base);
+    let rows = rows.as_array().expect("a list");
+    for test in ["pp32 @ d16", "tg4 @ d16"] {
+        let of_test: Vec<&Value> = rows.iter().filter(|row| row["test"] == test).collect();
+        let shares: f64 = of_test.iter().map(|row| row["share"].as_f64().expect("a share")).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{test}: {shares}");
+        let calls = |op: &str| {
+            of_test.iter().find(|row| row["op"] == op).unwrap_or_else(|| panic!("{test} has no {op}: {rows:?}"))["calls"]
+                .as_u64()
+                .expect("a count")
+        };
+        // Three layers, two repetitions; a prompt is one step, each decoded token another.
+        let steps = if test.starts_with("pp") { 1 } else { 4 };
+        assert_eq!(calls("attention"), 3 * 2 * steps, "{test}");
+    }
+    let markdown = text(&home.run(&base).stdout);
+    assert!(markdown.contains("| attention |") && markdown.contains("%"), "{markdown}");
+    let candle = home.run(&[&base[..], &["--backend", "candle"]].concat());
+    assert_eq!(candle.status.code(), Some(2), "{}", text(&candle.stderr));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use tokrun_model::{ModelFile, WeightType};
 
 use super::compute::{Device, EngineArgs, positive};
 
@@ -11,6 +12,9 @@ pub(crate) struct BenchArgs {
     /// A name from the catalogue, a GGUF file, or a directory of safetensors.
     #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
     pub(crate) model: Option<String>,
+    /// Made-up weights of a known shape instead of a model: `llama-3.2-1b:q8_0`; of Q4_0 if no type is named.
+    #[arg(long, value_name = "SHAPE[:TYPE]", value_parser = synthetic, conflicts_with = "perplexity")]
+    pub(crate) synthetic: Option<(String, WeightType)>,
     /// Prompt tokens of prefill tests; 0 leaves them out.
     #[arg(short = 'p', long = "n-prompt", value_name = "N,...", default_value = "512", value_delimiter = ',')]
     pub(crate) n_prompt: Vec<usize>,
@@ -58,6 +62,17 @@ pub(crate) struct BenchArgs {
 pub(crate) enum Switch {
     On,
     Off,
+}
+
+fn synthetic(text: &str) -> Result<(String, WeightType), String> {
+    let (shape, kind) = text.split_once(':').unwrap_or((text, "Q4_0"));
+    if !ModelFile::synthetic_shapes().any(|known| known == shape) {
+        let known: Vec<&str> = ModelFile::synthetic_shapes().collect();
+        return Err(format!("there are {}", known.join(", ")));
+    }
+    let weight_type = WeightType::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(kind));
+    let known = || WeightType::ALL.map(WeightType::name).join(", ");
+    Ok((shape.to_owned(), weight_type.ok_or_else(|| format!("weight types are {}", known()))?))
 }
 
 fn prompt_and_gen(text: &str) -> Result<(usize, usize), String> {

@@ -28,7 +28,10 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
     load::prepare_threads(&args.engine, args.threads.first().copied())?;
     interrupt::install(format)?;
     let home = home::directory()?;
-    let found = load::find(&home, Catalogue::load(&home)?, args.model.as_deref())?;
+    let found = match &args.synthetic {
+        Some((shape, weight_type)) => Found::synthetic(shape, *weight_type),
+        None => load::find(&home, Catalogue::load(&home)?, args.model.as_deref())?,
+    };
     if let Some(file) = &args.perplexity {
         return perplexity::run(args, &found, file, format);
     }
