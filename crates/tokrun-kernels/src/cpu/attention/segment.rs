@@ -54,6 +54,11 @@ pub(super) struct Softmax {
     pub(super) total: f32,
 }
 
+/// Vectors of the cache that a line of memory holds.
+const fn vectors_a_line<E: Element>() -> usize {
+    64 / size_of::<[E::Bits; LANES]>()
+}
+
 /// Scores of queries with the keys of all blocks.
 pub(super) struct Score<'a, E: Element> {
     pub(super) blocks: &'a Blocks<'a, E>,
@@ -139,12 +144,11 @@ fn score_blocks<S: Simd, E: Element, const QUERIES: usize, const BLOCKS: usize>(
         keys[i] = &blocks.keys[first + i][..dim];
         // Past the last keys come the values.
         let ahead = first + BLOCKS + i;
-        next[i] =
-            if ahead < blocks.count { &blocks.keys[ahead] } else { &blocks.values[ahead - blocks.count] }.as_ptr();
+        next[i] = if ahead < blocks.count { blocks.keys[ahead] } else { blocks.values[ahead - blocks.count] }.as_ptr();
     }
     let mut sums = [[simd.splat(0.0); BLOCKS]; QUERIES];
     for d in 0..dim {
-        if blocks.cold {
+        if blocks.cold && d.is_multiple_of(vectors_a_line::<E>()) {
             for next in &next {
                 simd.prefetch(next.wrapping_add(d).cast());
             }
@@ -333,7 +337,7 @@ fn mix_vectors<S: Simd, E: Element, const QUERIES: usize, const VECTORS: usize>(
                 *value = E::load(simd, from);
             }
             if blocks.cold {
-                for i in 0..VECTORS {
+                for i in (0..VECTORS).step_by(vectors_a_line::<E>()) {
                     simd.prefetch(next.wrapping_add(token * vectors + at + i).cast());
                 }
             }
