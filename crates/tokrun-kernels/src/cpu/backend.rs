@@ -82,9 +82,10 @@ impl Cpu {
     /// When the system refuses them.
     pub fn new(options: CpuOptions) -> Result<Self, KernelError> {
         let pool = Pool::new(options.threads, options.pin)?;
+        let level = options.level.unwrap_or_else(Level::best);
         Ok(Self {
-            level: options.level.unwrap_or_else(Level::best),
-            packer: Packer::new(pool.threads()),
+            level,
+            packer: Packer::new(level, pool.threads()),
             pool,
             packed: false,
             ropes: Vec::new(),

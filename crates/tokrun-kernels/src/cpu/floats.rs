@@ -1,10 +1,12 @@
 //! Weights that are floating-point numbers: a column of 16 rows is a vector, products are fused multiply-adds.
-
+//!
+//! Where the processor multiplies pairs of bf16, 16-bit weights are packed as such pairs, and rows are rounded to bf16. F16
+//! weights are rounded too, when they are packed: three bits of them are lost there.
 use super::activations::{Encoded, Forms, GroupAt};
 use super::formats::BLOCK;
 use super::memory::Plain;
 use super::product::{Weights, cast, prefetch_after};
-use super::simd::{LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 
 const LINE_BYTES: usize = 64;
 
@@ -91,6 +93,85 @@ impl<V: Float> Weights for Floats<V> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// 16-bit weights as pairs of bf16, times bf16.
+pub(super) struct Bf16Pairs;
+
+impl Weights for Bf16Pairs {
+    /// Pairs of columns of 16 rows.
+    type Tile<'a> = &'a [[[[u8; 4]; LANES]; BLOCK / 2]];
+    const FORMS: Forms = Forms { int8: false, halves: false, bf16: true, f32: false };
+    const SUMS: usize = 1;
+
+    #[inline(always)]
+    fn tile(bytes: &[u8], blocks: usize) -> Self::Tile<'_> {
+        cast(bytes, blocks)
+    }
+
+    #[inline(always)]
+    fn multiply<S: Simd, const T: usize, const P: usize>(
+        simd: S,
+        tiles: [Self::Tile<'_>; P],
+        (input, at): (&Encoded, GroupAt),
+        sums: &mut [[S::F32; T]; P],
+    ) {
+        let blocks = tiles[0].len();
+        let x = input.bf16::<T>(at, blocks);
+        for (block, x) in x.iter().enumerate() {
+            for pair in 0..BLOCK / 2 {
+                let mut weights = [simd.splat_byte(0); P];
+                for p in 0..P {
+                    let values = tiles[p][block][pair].as_flattened();
+                    prefetch_after(simd, values.as_ptr());
+                    if let Some(values) = values.first_chunk() {
+                        weights[p] = simd.load_bytes(values);
+                    }
+                }
+                for t in 0..T {
+                    let x = simd.splat_lane(&two(x[t][2 * pair], x[t][2 * pair + 1]));
+                    for p in 0..P {
+                        #[expect(unsafe_code, reason = "not every processor of a level has it")]
+                        // SAFETY: products with these weights run where there is the instruction.
+                        let sum = unsafe { simd.dot_bf16(sums[p][t], weights[p], x) };
+                        sums[p][t] = sum;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two numbers as the four bytes that hold them.
+#[inline(always)]
+fn two(first: u16, second: u16) -> [i8; 4] {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    [a, b, c, d].map(u8::cast_signed)
+}
+
+/// Rounds f16 to bf16, a row of a tile.
+pub(super) struct RoundToBf16<'a> {
+    pub(super) from: &'a [u8],
+    pub(super) to: &'a mut Vec<u8>,
+}
+
+impl Kernel for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.to.clear();
+        for bytes in self.from.chunks(2 * LANES) {
+            let mut values = [0; LANES];
+            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                *value = u16::from_le_bytes(*bytes);
+            }
+            let wide = simd.load_f16(&values);
+            simd.store_bf16(wide, &mut values);
+            let rounded = values.map(u16::to_le_bytes);
+            self.to.extend_from_slice(&rounded.as_flattened()[..bytes.len()]);
         }
     }
 }

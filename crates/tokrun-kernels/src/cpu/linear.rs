@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::activations::Encoded;
-use super::floats::{Brain, Floats, Half, Single};
+use super::floats::{Bf16Pairs, Brain, Floats, Half, Single};
 use super::formats::{BLOCK, Format, row_values, with_format};
 use super::matrix::{Matrix, Packed};
 use super::memory::{Disjoint, Plain};
@@ -65,6 +65,7 @@ pub(super) fn multiply(
     let product = Product { tiles, tile_bytes: matrix.tile_bytes, blocks: matrix.blocks, input, rows, target };
     with_format!(matrix.weight_type, F => level.run(product.with::<Quantised<F>>()), float => match matrix.weight_type {
         WeightType::F32 => level.run(product.with::<Floats<Single>>()),
+        _ if matrix.bf16_pairs => level.run_with_bf16_dot(product.with::<Bf16Pairs>()),
         WeightType::F16 => level.run(product.with::<Floats<Half>>()),
         _ => level.run(product.with::<Floats<Brain>>()),
     });
@@ -88,6 +89,7 @@ pub(super) fn embed(pool: &mut Pool, level: Level, table: &Packed, tokens: &[u32
                 tile: UnitTile::<F>::new(tile, matrix.blocks / F::BLOCKS), row, scale, out,
             }), float => match matrix.weight_type {
                 WeightType::F32 => unpack_floats(tile, row, scale, out, |value: f32| value),
+                _ if matrix.bf16_pairs => unpack_pairs(tile, row, scale, out),
                 WeightType::F16 => unpack_floats(tile, row, scale, out, |bits| f16::from_bits(bits).to_f32()),
                 _ => unpack_floats(tile, row, scale, out, |bits| bf16::from_bits(bits).to_f32()),
             });
@@ -114,6 +116,15 @@ impl<F: Format> Kernel for UnpackRow<'_, F> {
             for (out, value) in out.iter_mut().zip(row_values::<S, F>(simd, unit, block, self.row)) {
                 *out = self.scale * value;
             }
+        }
+    }
+}
+
+fn unpack_pairs(tile: &[u8], row: usize, scale: f32, out: &mut [f32]) {
+    let pairs = cast::<[[u16; 2]; LANES]>(tile, tile.len() / (4 * LANES));
+    for (out, pair) in out.chunks_mut(2).zip(pairs) {
+        for (out, bits) in out.iter_mut().zip(pair[row]) {
+            *out = scale * bf16::from_bits(bits).to_f32();
         }
     }
 }

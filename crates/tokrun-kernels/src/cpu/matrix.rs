@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use super::activations::Forms;
 use super::arena::{Arena, Region};
-use super::floats::{Floats, Single};
+use super::floats::{Bf16Pairs, Floats, RoundToBf16, Single};
 use super::formats::{BLOCK, Format, Pack, unit_bytes, with_format};
 use super::memory::Plain;
 use super::pool::Pool;
 use super::product::{Quantised, Weights, cast_mut};
-use super::simd::LANES;
+use super::simd::{LANES, Level};
 use crate::{KernelError, MatrixSource, WeightType};
 
 #[cfg(test)]
@@ -37,6 +37,8 @@ pub(super) struct Matrix {
     /// Blocks of 32 columns.
     pub(super) blocks: usize,
     pub(super) tile_bytes: usize,
+    /// Whether its 16-bit weights are pairs of bf16.
+    pub(super) bf16_pairs: bool,
     /// Rows of the activations' form that it multiplies with.
     pub(super) forms: Forms,
     pub(super) bias: Option<Vec<f32>>,
@@ -68,8 +70,8 @@ impl std::fmt::Debug for Packed {
 }
 
 /// What threads pack into: memory, and room for what they read.
-#[derive(Default)]
 pub(super) struct Packer {
+    level: Level,
     threads: Vec<Mutex<PackerThread>>,
 }
 
@@ -81,9 +83,9 @@ struct PackerThread {
 }
 
 impl Packer {
-    /// For the threads of a pool.
-    pub(super) fn new(threads: usize) -> Self {
-        Self { threads: (0..threads).map(|_| Mutex::default()).collect() }
+    /// For the threads of a pool, and for products at this level.
+    pub(super) fn new(level: Level, threads: usize) -> Self {
+        Self { level, threads: (0..threads).map(|_| Mutex::default()).collect() }
     }
 
     /// Frees the room for reading; it comes back when it is needed.
@@ -99,7 +101,8 @@ impl Packer {
         pool: &mut Pool,
         sources: &[MatrixSource<'_>],
     ) -> Result<Packed, KernelError> {
-        let matrices = sources.iter().map(|s| Matrix::new(s, pool.threads())).collect::<Result<Vec<_>, _>>()?;
+        let matrices =
+            sources.iter().map(|s| Matrix::new(s, self.level, pool.threads())).collect::<Result<Vec<_>, _>>()?;
         let mut chunks = Vec::new();
         for (index, matrix) in matrices.iter().enumerate() {
             chunks.extend(matrix.chunks(index));
@@ -113,7 +116,8 @@ impl Packer {
         pool: &mut Pool,
         sources: &[MatrixSource<'_>; 2],
     ) -> Result<Packed, KernelError> {
-        let mut matrices = sources.iter().map(|s| Matrix::new(s, pool.threads())).collect::<Result<Vec<_>, _>>()?;
+        let mut matrices =
+            sources.iter().map(|s| Matrix::new(s, self.level, pool.threads())).collect::<Result<Vec<_>, _>>()?;
         let [first, second] = &sources;
         if (first.rows, first.columns) != (second.rows, second.columns) {
             let reason =
@@ -154,13 +158,14 @@ impl Packer {
             regions.push(Mutex::new(thread.arena.take(bytes)?));
             shares.push(share);
         }
+        let (level, threads) = (self.level, &self.threads);
         let failure = Mutex::new(None);
         pool.run(|worker| {
             let index = worker.index();
-            let mut thread = self.threads[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut thread = threads[index].lock().unwrap_or_else(PoisonError::into_inner);
             let mut region = regions[index].lock().unwrap_or_else(PoisonError::into_inner);
             let chunks = &chunks[shares[index].clone()];
-            if let Err(error) = pack_chunks(sources, &matrices, chunks, &mut thread.read, &mut region) {
+            if let Err(error) = pack_chunks(level, sources, &matrices, chunks, &mut thread.read, &mut region) {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         });
@@ -174,6 +179,7 @@ impl Packer {
 
 /// Reads and packs one thread's chunks.
 fn pack_chunks(
+    level: Level,
     sources: &[MatrixSource<'_>],
     matrices: &[Matrix],
     chunks: &[Chunk],
@@ -204,14 +210,14 @@ fn pack_chunks(
         let from = &bytes[(rows.start - held.start) * row_bytes..(rows.end - held.start) * row_bytes];
         let to = &mut region[chunk.offset..][..chunk.tiles.len() * matrix.tile_bytes];
         for (from, to) in from.chunks(LANES * row_bytes).zip(to.chunks_exact_mut(matrix.tile_bytes)) {
-            matrix.pack_tile(from, row_bytes, to);
+            matrix.pack_tile(level, from, row_bytes, to);
         }
     }
     Ok(())
 }
 
 impl Matrix {
-    fn new(source: &MatrixSource<'_>, threads: usize) -> Result<Self, KernelError> {
+    fn new(source: &MatrixSource<'_>, level: Level, threads: usize) -> Result<Self, KernelError> {
         let &MatrixSource { rows, columns, weight_type, bias, .. } = source;
         let shape = |reason: String| KernelError::Shape { reason };
         if rows == 0 || columns == 0 {
@@ -225,12 +231,13 @@ impl Matrix {
             return Err(shape(format!("{rows} rows have a bias of another length")));
         }
         let blocks = columns.div_ceil(BLOCK);
+        let bf16_pairs = matches!(weight_type, WeightType::F16 | WeightType::BF16) && level.has_bf16_dot();
         let (tile_bytes, forms) = with_format!(weight_type, F => (
             blocks / F::BLOCKS * unit_bytes::<F>(),
             Quantised::<F>::FORMS,
         ), float => {
             let value_bytes = if weight_type == WeightType::F32 { 4 } else { 2 };
-            (blocks * BLOCK * LANES * value_bytes, Floats::<Single>::FORMS)
+            (blocks * BLOCK * LANES * value_bytes, if bf16_pairs { Bf16Pairs::FORMS } else { Floats::<Single>::FORMS })
         });
         let tile_bytes = tile_bytes.next_multiple_of(LINE_BYTES);
         let tiles = tiles_of(rows);
@@ -239,7 +246,7 @@ impl Matrix {
             chunk_tiles *= 2;
         }
         let bias = bias.map(<[f32]>::to_vec);
-        Ok(Self { weight_type, rows, columns, blocks, tile_bytes, forms, bias, chunk_tiles })
+        Ok(Self { weight_type, rows, columns, blocks, tile_bytes, bf16_pairs, forms, bias, chunk_tiles })
     }
 
     /// All its chunks, without a place yet.
@@ -255,9 +262,15 @@ impl Matrix {
     }
 
     /// Packs up to 16 rows; missing ones stay zero.
-    fn pack_tile(&self, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    fn pack_tile(&self, level: Level, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
         with_format!(self.weight_type, F => pack_units::<F>(self, rows, row_bytes, tile), float => match self.weight_type {
             WeightType::F32 => pack_values(rows, row_bytes, tile, f32::from_le_bytes),
+            WeightType::F16 if self.bf16_pairs => {
+                let mut rounded = Vec::with_capacity(rows.len());
+                level.run(RoundToBf16 { from: rows, to: &mut rounded });
+                pack_pairs(&rounded, row_bytes, tile);
+            }
+            _ if self.bf16_pairs => pack_pairs(rows, row_bytes, tile),
             _ => pack_values(rows, row_bytes, tile, u16::from_le_bytes),
         });
     }
@@ -291,6 +304,20 @@ fn pack_values<V: Plain, const BYTES: usize>(
     for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
         for (column, bytes) in tile.iter_mut().zip(bytes.as_chunks().0) {
             column[row] = value(*bytes);
+        }
+    }
+}
+
+/// Columns by twos, so that the two of a row are neighbours.
+fn pack_pairs(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    let tile = tile.as_chunks_mut::<4>().0.as_chunks_mut::<LANES>().0;
+    for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+        let (pairs, rest) = bytes.as_chunks::<4>();
+        for (pair, bytes) in tile.iter_mut().zip(pairs) {
+            pair[row] = *bytes;
+        }
+        if let [low, high] = rest {
+            tile[pairs.len()][row] = [*low, *high, 0, 0];
         }
     }
 }

@@ -102,6 +102,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Each lane of `sum`, plus the products of its four unsigned bytes of `a` with its four signed bytes of `b`. Exact.
     fn dot4(self, sum: Self::I32, a: Self::Bytes, b: Self::Bytes) -> Self::I32;
 
+    /// Each lane of `sum`, plus its two products of bf16 pairs, `a[1] * b[1]` first. Subnormal numbers may count as zero.
+    ///
+    /// # Safety
+    /// Only in what [`Level::run_with_bf16_dot`] runs.
+    #[expect(unsafe_code, reason = "not every processor of a level has it")]
+    unsafe fn dot_bf16(self, sum: Self::F32, _: Self::Bytes, _: Self::Bytes) -> Self::F32 {
+        debug_assert!(false, "this level has no such instruction");
+        sum
+    }
+
     /// Asks for the cache line at `address` (which need not be mapped), to stay.
     fn prefetch(self, address: *const u8);
     /// Asks for the cache line at `address` (which need not be mapped), to lie in the second cache.
@@ -225,6 +235,28 @@ impl Level {
     /// Rows that kernels of this level work on at once.
     pub(crate) fn group_rows(self) -> usize {
         self.run(GroupRows)
+    }
+
+    /// Whether this machine multiplies pairs of bf16 at this level.
+    pub(crate) fn has_bf16_dot(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => is_x86_feature_detected!("avx512bf16"),
+            _ => false,
+        }
+    }
+
+    /// Runs `kernel`, which may use [`Simd::dot_bf16`].
+    ///
+    /// # Panics
+    /// When this machine has no such instruction.
+    pub(crate) fn run_with_bf16_dot<K: Kernel>(self, kernel: K) -> K::Output {
+        assert!(self.has_bf16_dot(), "products of bf16 pairs on {}", self.name());
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => avx512::run_with_bf16(kernel),
+            _ => self.run(kernel),
+        }
     }
 
     /// Runs `kernel` compiled for this level.

@@ -14,7 +14,7 @@ fn hidden(pool: &mut Pool, level: Level, weights: &[Weights; 2], activation: Act
     let (columns, width) = (weights[0].columns, weights[0].rows);
     let rows = x.len() / columns;
     let sources = [weights[0].source(), weights[1].source()];
-    let packed = Packer::new(pool.threads()).pack_side_by_side(pool, &sources).expect("they can be read");
+    let packed = Packer::new(level, pool.threads()).pack_side_by_side(pool, &sources).expect("they can be read");
     let mut input = Encoded::new(level, rows, columns).expect("little memory");
     input.encode(pool, level, x, rows, None, packed.forms());
     let mut out = Encoded::new(level, rows, width).expect("little memory");
@@ -41,9 +41,11 @@ fn hidden(pool: &mut Pool, level: Level, weights: &[Weights; 2], activation: Act
 
 #[test]
 fn hidden_values_are_activation_of_gate_times_up() {
-    for (gate, up) in
-        [(WeightType::Q4_1, WeightType::Q4_1), (WeightType::Q5_0, WeightType::Q8_0), (WeightType::F32, WeightType::F16)]
-    {
+    for (gate, up) in [
+        (WeightType::Q4_1, WeightType::Q4_1),
+        (WeightType::Q5_0, WeightType::Q8_0),
+        (WeightType::F32, WeightType::Q6_K),
+    ] {
         let weights = [Weights::random(gate, 77, 256, 1), Weights::random(up, 77, 256, 2)];
         for (activation, reference) in [
             (Activation::Silu, (|x| x / (1.0 + (-x).exp())) as fn(f64) -> f64),
@@ -62,7 +64,9 @@ fn hidden_values_are_activation_of_gate_times_up() {
                 });
                 let mut pool = Pool::new(1, false).expect("no threads");
                 let product = |weights: &Weights, pool: &mut Pool| {
-                    let packed = Packer::new(1).pack_in_turn(pool, &[weights.source()]).expect("they can be read");
+                    let packed = Packer::new(Level::best(), 1)
+                        .pack_in_turn(pool, &[weights.source()])
+                        .expect("they can be read");
                     let mut input = Encoded::new(Level::best(), rows, 256).expect("little memory");
                     input.encode(pool, Level::best(), &x, rows, None, packed.forms());
                     let mut out = vec![0.0; rows * 77];
@@ -85,6 +89,6 @@ fn hidden_values_are_activation_of_gate_times_up() {
 fn matrices_of_other_shapes_are_refused() {
     let weights = [Weights::random(WeightType::Q8_0, 32, 64, 1), Weights::random(WeightType::Q8_0, 33, 64, 2)];
     let mut pool = Pool::new(1, false).expect("no threads");
-    let error = Packer::new(1).pack_side_by_side(&mut pool, &[weights[0].source(), weights[1].source()]);
+    let error = Packer::new(Level::best(), 1).pack_side_by_side(&mut pool, &[weights[0].source(), weights[1].source()]);
     assert!(matches!(error, Err(KernelError::Shape { .. })));
 }

@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use super::{Matrix, Packer};
 use crate::cpu::pool::Pool;
+use crate::cpu::simd::Level;
 use crate::cpu::testing::Weights;
 use crate::{KernelError, MatrixSource, RowSource, WeightType};
 
@@ -9,7 +10,7 @@ use crate::{KernelError, MatrixSource, RowSource, WeightType};
 fn no_type_grows_by_more_than_four_percent() {
     for weight_type in WeightType::ALL {
         let weights = Weights::random(weight_type, 16, 4096, 1);
-        let matrix = Matrix::new(&weights.source(), 1).expect("it fits");
+        let matrix = Matrix::new(&weights.source(), Level::best(), 1).expect("it fits");
         let file = 16 * weight_type.row_bytes(4096).expect("whole blocks");
         assert!(matrix.tile_bytes * 100 <= file * 104, "{weight_type:?}: {} for {file}", matrix.tile_bytes);
         assert!(matrix.tile_bytes >= file);
@@ -20,7 +21,7 @@ fn no_type_grows_by_more_than_four_percent() {
 fn every_tile_lies_somewhere_once() {
     for threads in 1..5 {
         let mut pool = Pool::new(threads, false).expect("threads start");
-        let mut packer = Packer::new(threads);
+        let mut packer = Packer::new(Level::best(), threads);
         let weights = [
             Weights::random(WeightType::Q4_1, 1000, 64, 1),
             Weights::random(WeightType::Q6_K, 33, 256, 2),
@@ -55,7 +56,9 @@ fn what_cannot_be_read_is_an_error() {
     let mut pool = Pool::new(2, false).expect("threads start");
     for (broken, message) in [(Broken(false), "bytes where rows have"), (Broken(true), "no disk")] {
         let source = MatrixSource { rows: 100, columns: 32, weight_type: WeightType::F16, source: &broken, bias: None };
-        let Err(KernelError::Read(error)) = Packer::new(2).pack_in_turn(&mut pool, &[source]) else { panic!("packed") };
+        let Err(KernelError::Read(error)) = Packer::new(Level::best(), 2).pack_in_turn(&mut pool, &[source]) else {
+            panic!("packed")
+        };
         assert!(error.to_string().contains(message), "{error}");
     }
 }
@@ -72,7 +75,7 @@ fn shapes_that_do_not_fit_are_refused() {
         (4, 32, WeightType::F32, Some(&bias[..])),
     ] {
         let source = MatrixSource { rows, columns, weight_type, source: &Broken(true), bias };
-        let error = Packer::new(1).pack_in_turn(&mut pool, &[source]);
+        let error = Packer::new(Level::best(), 1).pack_in_turn(&mut pool, &[source]);
         assert!(matches!(error, Err(KernelError::Shape { .. })), "{rows} x {columns} {weight_type:?}");
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "all unsafe operations here are intrinsics of one level")]
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::{Kernel, LANES, Simd};
 
@@ -33,6 +34,16 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
         kernel.run(Avx512(()))
     }
     // SAFETY: a `Level` of this kind is only made after `Avx512::detect`.
+    unsafe { compiled(kernel) }
+}
+
+/// As [`run`], with products of bf16 pairs: only where they were detected too.
+pub(super) fn run_with_bf16<K: Kernel>(kernel: K) -> K::Output {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+    fn compiled<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run(Avx512(()))
+    }
+    // SAFETY: `Level::run_with_bf16_dot` asks for both.
     unsafe { compiled(kernel) }
 }
 
@@ -96,6 +107,12 @@ impl Simd for Avx512 {
         fn prefetch(address: *const u8) = _mm_prefetch::<_MM_HINT_T0>(address.cast());
         fn prefetch_far(address: *const u8) = _mm_prefetch::<_MM_HINT_T1>(address.cast());
         fn prefetch_once(address: *const u8) = _mm_prefetch::<_MM_HINT_NTA>(address.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bf16(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: the caller has the instruction; all three types are 64 plain bytes.
+        unsafe { _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
     }
 
     #[inline(always)]

@@ -173,3 +173,36 @@ fn functions_hold_at_the_ends() {
         assert_eq!(found, expected, "{function:?}({x})");
     }
 }
+
+/// A chain of products of bf16 pairs, all exact.
+struct Pairs;
+
+impl Kernel for Pairs {
+    type Output = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+        // 1.5 and -2.0; lane i of the other has i and 3.
+        let first = simd.splat_lane(&[0xc0_u8, 0x3f, 0x00, 0xc0].map(u8::cast_signed));
+        let mut second = [0; 64];
+        for (i, lane) in second.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            lane[..2].copy_from_slice(&half::bf16::from_f32(i as f32).to_le_bytes());
+            lane[2..].copy_from_slice(&half::bf16::from_f32(3.0).to_le_bytes());
+        }
+        let second = simd.load_bytes(&second);
+        #[expect(unsafe_code, reason = "not every processor of a level has it")]
+        // SAFETY: the test asks for the instruction.
+        let sum = unsafe { simd.dot_bf16(simd.splat(0.25), first, second) };
+        let mut lanes = [0.0; LANES];
+        simd.store(sum, &mut lanes);
+        lanes
+    }
+}
+
+#[test]
+fn pairs_of_bf16_are_multiplied_where_the_processor_can() {
+    for level in Level::available().into_iter().filter(|level| level.has_bf16_dot()) {
+        let found = level.run_with_bf16_dot(Pairs);
+        assert_eq!(found, std::array::from_fn(|i| 0.25 - 6.0 + 1.5 * i as f32));
+    }
+}
