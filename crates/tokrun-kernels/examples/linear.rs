@@ -4,6 +4,8 @@
 //! rate is compared with a plain sweep over as many bytes. Each product is timed by itself: on a machine that others use
 //! too, the fastest tenth says what the code can do, the median what it got.
 
+#![expect(clippy::print_stdout, reason = "its output")]
+
 use std::ops::Range;
 use std::time::Instant;
 

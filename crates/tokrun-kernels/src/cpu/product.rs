@@ -3,6 +3,8 @@
 //! Each output has one order of roundings: blocks of 32 columns from left to right. How many rows and tiles a kernel has
 //! in its registers, and whether weights were unpacked before, changes nothing about it.
 
+#![allow(clippy::needless_range_loop, reason = "rows and tiles count through several arrays at once")]
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -331,6 +333,7 @@ impl Product<'_> {
 
     /// Outputs of `tile` for `row`: 16, or fewer where the matrix ends.
     #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "threads share one matrix")]
     fn outputs<'p>(&self, place: &'p Place<'_>, tile: usize, row: usize) -> &'p mut [f32] {
         let first = self.target.outputs.min(tile * LANES);
         let count = LANES.min(self.target.outputs - first);

@@ -294,7 +294,7 @@ fn embedded(weight_type: WeightType, scale: f32) -> impl Fn(&[f32]) -> Vec<Estim
         let largest = block.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
         let error = |x: f32| match weight_type {
             WeightType::F32 | WeightType::BF16 => 0.0,
-            WeightType::F16 => x.abs() / 500.0,
+            WeightType::F16 => x.abs() / 255.0,
             _ => 1e-6 * largest,
         };
         let estimate = |&x: &f32| Estimate { value: f64::from(x * scale), error: f64::from(error(x) * scale) };

@@ -278,7 +278,9 @@ fn roundings(weight_type: WeightType, block: &[Estimate]) -> Vec<f64> {
     let step = largest / 127.0;
     let rounding = |x: &Estimate| match weight_type {
         WeightType::F32 => 0.0,
-        WeightType::F16 | WeightType::BF16 => x.value.abs() / 250.0,
+        // Half of the last of eight bits; f16 weights are rounded as well as inputs.
+        WeightType::BF16 => x.value.abs() / 255.0,
+        WeightType::F16 => x.value.abs() / 127.0,
         // Multiples of the step are themselves.
         _ if (x.value / step).fract() == 0.0 => 0.0,
         _ => 0.501 * step,
