@@ -12,5 +12,6 @@ mod default_model;
 mod durability;
 mod exactness;
 mod latency;
+mod structured;
 mod support;
 mod transcript;

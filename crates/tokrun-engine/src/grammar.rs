@@ -35,6 +35,8 @@ const COMPILER_STACK_BYTES: usize = 64 << 20;
 /// Longer tokens are left out: the library counts a token's bytes in ten bits.
 const TOKEN_BYTES_MAX: usize = 512;
 
+const NOTHING: &str = "nothing that this model can write fits it";
+
 /// What one grammar may cost, whoever wrote it.
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2000,
@@ -175,7 +177,8 @@ impl Constraint for Grammatical {
             None => self.allowed().map_err(stuck)?,
         };
         forbid_all_but(&allowed, logits);
-        Ok(())
+        // A model may compute fewer logits than its tokenizer has tokens, or rule some out itself.
+        if logits.iter().all(|logit| *logit == f32::NEG_INFINITY) { Err(stuck(NOTHING.to_owned())) } else { Ok(()) }
     }
 
     fn advance(&mut self, token: TokenId) -> Result<(), EngineError> {
@@ -201,13 +204,12 @@ impl Grammatical {
         }
         let parser = &mut self.parser;
         let computed = catching(|| parser.compute_mask().map_err(|error| error.to_string())).flatten();
-        let nothing = || "nothing that this model can write fits it".to_owned();
         let mut allowed = match computed {
-            Err(_) if self.parser.stop_reason() == StopReason::NoExtensionBias => return Err(nothing()),
+            Err(_) if self.parser.stop_reason() == StopReason::NoExtensionBias => return Err(NOTHING.to_owned()),
             computed => computed?,
         };
         self.keep_the_first_space(&mut allowed);
-        if allowed.is_zero() { Err(nothing()) } else { Ok(allowed) }
+        if allowed.is_zero() { Err(NOTHING.to_owned()) } else { Ok(allowed) }
     }
 
     /// Some tokenizers leave out a space that a text begins with. The parser has seen it, whoever reads the answer would

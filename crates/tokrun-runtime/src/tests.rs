@@ -16,6 +16,8 @@ use tokrun_model::{Extend, Logits, ModelError, ModelFile, SequenceHandle};
 use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Outcome, Payer, Prompt, Reply, Runtime, TextModel};
 
+mod grammars;
+
 const WINDOW: u64 = 32;
 
 /// Chooses by a hash of the tokens so far: deterministic, and different everywhere.

@@ -20,7 +20,8 @@ const REASON_CHARACTERS_MAX: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grammar {
     /// JSON that this JSON Schema describes, with any white space between its parts. A keyword that cannot be honoured
-    /// is an error. References stay within the schema.
+    /// is an error. References stay within the schema. A name that the schema does not list may come twice, where it
+    /// admits such names at all.
     JsonSchema(String),
     /// Text that this regular expression matches from its first to its last character; Rust's syntax, without
     /// look-around. As in the patterns of a JSON Schema, `\d` and `\w` are ASCII.

@@ -151,7 +151,7 @@ fn schemas() -> Vec<Value> {
         json!({ "allOf": [{ "type": "object", "required": ["a"] },
                           { "properties": { "a": { "type": "integer" }, "b": { "type": "string" } } }] }),
         json!({ "type": "object", "additionalProperties": { "type": "integer" } }),
-        json!({ "type": "string", "pattern": "ab+c" }),
+        json!({ "type": "string", "pattern": "ab+c", "maxLength": 9 }),
         json!(true),
     ]
 }
