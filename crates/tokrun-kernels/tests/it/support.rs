@@ -54,7 +54,7 @@ impl Random {
     pub(crate) fn exact_rows(&mut self, rows: usize, width: usize) -> Vec<f32> {
         let mut values = Vec::with_capacity(rows * width);
         for i in 0..rows * width {
-            let code = if i % width % 32 == 0 { 127.0 } else { (127.0 * self.unit()).round() };
+            let code = if (i % width).is_multiple_of(32) { 127.0 } else { (127.0 * self.unit()).round() };
             values.push(code / 64.0);
         }
         values
