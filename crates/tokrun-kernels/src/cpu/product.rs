@@ -16,7 +16,7 @@ use super::simd::{Kernel, LANES, Simd};
 
 /// How far ahead of the weights in use the next ones are asked for: into the second cache, which can wait for far more
 /// lines from memory at once than the first one can, and from there into the first.
-const FAR_BYTES: usize = 16384;
+const FAR_BYTES: usize = 24576;
 const NEAR_BYTES: usize = 1536;
 const LINE_BYTES: usize = 64;
 
