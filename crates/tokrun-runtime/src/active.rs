@@ -59,12 +59,15 @@ pub(crate) struct Active {
     begun: Instant,
     first_delivery: Option<Instant>,
     last_delivery: Instant,
+    /// When the first and the last of the paid tokens were computed.
+    computed: Option<(Instant, Instant)>,
 }
 
 struct Pending {
     token: SampledToken,
     text: String,
     is_end: bool,
+    computed: Instant,
 }
 
 /// What a request begins with.
@@ -106,6 +109,7 @@ impl Active {
             begun: begin.begun,
             first_delivery: None,
             last_delivery: begin.begun,
+            computed: None,
         }
     }
 
@@ -123,7 +127,7 @@ impl Active {
         let is_end = matches!(step.finish, Some(Finish::Stop));
         let mut engine = Engine::Continues;
         if let Some(token) = step.token {
-            engine = self.take_token(token, is_end);
+            engine = self.take_token(token, is_end, step.at);
         }
         if self.ending.is_none() {
             self.ending = match step.finish {
@@ -140,14 +144,14 @@ impl Active {
         engine
     }
 
-    fn take_token(&mut self, token: SampledToken, is_end: bool) -> Engine {
+    fn take_token(&mut self, token: SampledToken, is_end: bool, computed: Instant) -> Engine {
         if is_end {
-            self.pending.push_back(Pending { token, text: String::new(), is_end });
+            self.pending.push_back(Pending { token, text: String::new(), is_end, computed });
             return Engine::Continues;
         }
         match self.transcript.push(token.id) {
             Ok(step) => {
-                self.pending.push_back(Pending { token, text: step.text, is_end });
+                self.pending.push_back(Pending { token, text: step.text, is_end, computed });
                 if step.stopped {
                     self.ending = Some(FinishReason::Stop);
                     return Engine::MustStop;
@@ -242,6 +246,7 @@ impl Active {
             text.push_str(&pending.text);
             self.paid.push(pending.token.id);
             self.paid_end_tokens += usize::from(pending.is_end);
+            self.computed = Some((self.computed.map_or(pending.computed, |(first, _)| first), pending.computed));
             if self.wants_logprobs {
                 self.logprobs.extend(pending.token.logprob);
             }
@@ -270,7 +275,10 @@ impl Active {
             return None;
         }
         self.settling = true;
-        self.timing.decode_us = self.first_delivery.map_or(0, |first| micros(first, self.last_delivery));
+        let delivered_us = self.first_delivery.map_or(0, |first| micros(first, self.last_delivery));
+        // An answer that one commit paid was delivered at once, but it was not computed at once.
+        let computed_us = self.computed.map_or(0, |(first, last)| micros(first, last));
+        self.timing.decode_us = delivered_us.max(computed_us);
         self.timing.total_us = micros(self.begun, now);
         Some(Settlement {
             request_id: self.request_id.clone(),

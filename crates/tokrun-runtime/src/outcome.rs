@@ -72,7 +72,7 @@ pub struct Timing {
     pub ttft_us: Option<u64>,
     /// Computing the prompt, µs.
     pub prefill_us: u64,
-    /// From the first token to the last, µs.
+    /// From the first token to the last, as they were delivered, or as they were computed if that took longer, µs.
     pub decode_us: u64,
     /// Until it was settled, µs.
     pub total_us: u64,
