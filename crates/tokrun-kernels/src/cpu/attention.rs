@@ -14,14 +14,14 @@ mod tests;
 use std::f32::consts::LOG2_E;
 use std::sync::atomic::Ordering::AcqRel;
 
-use super::kv::{BF16, Cache, CpuKv, Element, F16, F32, Layer, padded};
+use super::kv::{BF16, Cache, CpuKv, F16, F32, Layer, QuantisedLayer, Storage, padded};
 use super::memory::Disjoint;
 use super::pool::{Pool, Worker};
 use super::rope::RopeTable;
 use super::rows::CpuRows;
-use super::simd::Level;
+use super::simd::{LANES, Level};
 use crate::{Attention, KV_BLOCK_TOKENS, Norm, Span};
-use heads::{Divide, StoreToken, TakeHeads};
+use heads::{Divide, TakeHeads};
 use plan::{Item, Plan, Unit, Written, first_seen};
 use segment::{Blocks, Merge, Mix, SEGMENT_BLOCKS, SEGMENT_TOKENS, Score, Softmax, Weigh, Weights};
 
@@ -62,6 +62,8 @@ struct Scratch {
     /// A key and a value on their way to the cache.
     key: Vec<f32>,
     value: Vec<f32>,
+    /// Keys and values of a segment, where they are not stored as they are read.
+    expanded: Vec<[f32; LANES]>,
 }
 
 /// Stores keys and values of the step's rows in the cache, and attends with their queries.
@@ -91,20 +93,23 @@ pub(super) fn attend(
         Cache::BF16(memory) => {
             attend_in(pool, level, workspace, inputs, Layer::<BF16>::new(memory, &shape, layer), out);
         }
+        Cache::Q8_0 { codes, scales } => {
+            attend_in(pool, level, workspace, inputs, QuantisedLayer::new(codes, scales, &shape, layer), out);
+        }
     }
 }
 
-fn attend_in<E: Element>(
+fn attend_in<L: Storage>(
     pool: &mut Pool,
     level: Level,
     workspace: &mut Workspace,
     inputs: Inputs<'_>,
-    layer: Layer<'_, E>,
+    layer: L,
     out: &mut CpuRows,
 ) {
     let dim = padded(inputs.attention.head_dim);
     let threads = pool.threads();
-    workspace.prepare(inputs, dim, threads);
+    workspace.prepare(inputs, dim, threads, layer.vectors_to_expand());
     let Workspace { plan, parts, part_sums, threads: scratch } = workspace;
     let rows = inputs.spans.last().map_or(0, |span| span.rows.end);
     let scratch = Disjoint::new(scratch);
@@ -144,7 +149,7 @@ fn attend_in<E: Element>(
 
 impl Workspace {
     /// Plans the call and makes room for it.
-    fn prepare(&mut self, inputs: Inputs<'_>, dim: usize, threads: usize) {
+    fn prepare(&mut self, inputs: Inputs<'_>, dim: usize, threads: usize, vectors_to_expand: usize) {
         self.plan.make(inputs.attention, inputs.spans, threads);
         if self.parts.len() < self.plan.parts * dim {
             self.parts.resize(self.plan.parts * dim, 0.0);
@@ -153,13 +158,14 @@ impl Workspace {
         self.threads.resize_with(threads.max(self.threads.len()), Scratch::default);
         for thread in &mut self.threads {
             thread.make_room(self.plan.queries_max, dim);
+            thread.expanded.resize(SEGMENT_BLOCKS * vectors_to_expand, [0.0; LANES]);
         }
     }
 }
 
 impl Scratch {
     fn make_room(&mut self, queries: usize, dim: usize) {
-        let Self { queries: query, weights, part, part_sums, out, sums, key, value } = self;
+        let Self { queries: query, weights, part, part_sums, out, sums, key, value, .. } = self;
         if weights.len() < queries {
             weights.resize(queries, [0.0; SEGMENT_TOKENS]);
             part_sums.resize(queries, Softmax::default());
@@ -176,10 +182,10 @@ impl Scratch {
 }
 
 /// One call, as all threads see it.
-struct Job<'a, E: Element> {
+struct Job<'a, L> {
     level: Level,
     inputs: Inputs<'a>,
-    layer: Layer<'a, E>,
+    layer: L,
     plan: &'a Plan,
     /// Values a head, in whole vectors.
     dim: usize,
@@ -190,7 +196,7 @@ struct Job<'a, E: Element> {
     out: Disjoint<'a, f32>,
 }
 
-impl<E: Element> Job<'_, E> {
+impl<L: Storage> Job<'_, L> {
     /// Stores the keys and values of the rows that go to one block.
     fn store_block(&self, written: &Written, scratch: &mut Scratch) {
         for (row, position) in written.rows.clone().zip(written.start..) {
@@ -223,11 +229,13 @@ impl<E: Element> Job<'_, E> {
         self.take_heads(row, heads + kv_heads + kv_head, 1, None, None, 1.0, value);
 
         let block = self.inputs.spans[span].blocks[position / KV_BLOCK_TOKENS];
+        let place = (block, position % KV_BLOCK_TOKENS, kv_head);
         #[expect(unsafe_code, reason = "threads share one cache")]
         // SAFETY: each written block is stored to by one thread: before all items, which only read it, or by the
         // one item of a unit that reads it. No two spans write to one block.
-        let [keys, values] = unsafe { self.layer.head_mut(block, kv_head) };
-        self.level.run(StoreToken::<E> { token: position % KV_BLOCK_TOKENS, key, value, keys, values });
+        unsafe {
+            self.layer.store(self.level, place, key, value);
+        }
     }
 
     /// Brings the queries of a unit into the form they are multiplied in: query heads of a row side by side.
@@ -316,17 +324,19 @@ impl<E: Element> Job<'_, E> {
         let last = unit.start + unit.rows.len() - 1;
         let first_block = (segment * SEGMENT_BLOCKS).max(first_seen(unit.start, window_tokens) / KV_BLOCK_TOKENS);
         let end_block = ((segment + 1) * SEGMENT_BLOCKS).min(last / KV_BLOCK_TOKENS + 1);
-        let mut blocks = Blocks::<E> { cold: unit.rows.len() == 1, ..Blocks::NONE };
+        let Scratch { queries: query, weights, part, part_sums, expanded, .. } = scratch;
+        let mut room = expanded.chunks_mut(self.layer.vectors_to_expand().max(1));
+        let mut blocks = Blocks::<L::Element> { cold: unit.rows.len() == 1, ..Blocks::NONE };
         for &block in &self.inputs.spans[unit.span].blocks[first_block..end_block] {
+            let room = room.next().unwrap_or_default();
             #[expect(unsafe_code, reason = "threads share one cache")]
             // SAFETY: blocks of this head are written to before all items, or by this item: see `store`.
-            let [keys, values] = unsafe { self.layer.head(block, unit.kv_head) };
+            let [keys, values] = unsafe { self.layer.read(self.level, block, unit.kv_head, room) };
             blocks.keys[blocks.count] = keys;
             blocks.values[blocks.count] = values;
             blocks.count += 1;
         }
 
-        let Scratch { queries: query, weights, part, part_sums, .. } = scratch;
         let weights = &mut weights[..queries];
         self.level.run(Score { blocks: &blocks, queries: query, dim: self.dim, weights });
         self.level.run(Weigh {

@@ -1,6 +1,5 @@
 //! Heads on their way into attention and out of it.
 
-use super::super::kv::Element;
 use super::super::norm::{inverse_rms, scale_by_weight, store_part};
 use super::super::rope::RopeTable;
 use super::super::simd::{Kernel, LANES, Simd};
@@ -42,49 +41,6 @@ impl Kernel for TakeHeads<'_> {
                 *x *= self.scale;
             }
         }
-    }
-}
-
-/// Stores the key and the value of one token in a block. They are made finite first: what one sequence left behind must
-/// never disturb the next one that uses the block, not even masked.
-pub(super) struct StoreToken<'a, E: Element> {
-    /// Its place in the block.
-    pub(super) token: usize,
-    /// `[dim]`
-    pub(super) key: &'a mut [f32],
-    /// `[dim]`
-    pub(super) value: &'a mut [f32],
-    /// `[dim][16 tokens]`
-    pub(super) keys: &'a mut [[E::Bits; LANES]],
-    /// `[16 tokens][dim]`
-    pub(super) values: &'a mut [[E::Bits; LANES]],
-}
-
-impl<E: Element> Kernel for StoreToken<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        make_finite(self.key, E::LARGEST);
-        make_finite(self.value, E::LARGEST);
-        let mut column = [E::ZERO; LANES];
-        for (part, keys) in self.key.as_chunks().0.iter().zip(self.keys.chunks_exact_mut(LANES)) {
-            E::store(simd, simd.load(part), &mut column);
-            for (bits, tokens) in column.iter().zip(keys) {
-                tokens[self.token] = *bits;
-            }
-        }
-        let vectors = self.value.len() / LANES;
-        for (part, to) in self.value.as_chunks().0.iter().zip(&mut self.values[self.token * vectors..][..vectors]) {
-            E::store(simd, simd.load(part), to);
-        }
-    }
-}
-
-#[inline(always)]
-fn make_finite(values: &mut [f32], largest: f32) {
-    for x in values {
-        *x = if x.is_nan() { 0.0 } else { x.clamp(-largest, largest) };
     }
 }
 

@@ -203,17 +203,19 @@ fn caps_and_head_norms() {
 /// The reference rounds keys that were computed in f64; where that falls to the other side, one of them is off by a
 /// last place of its type.
 #[test]
-fn half_precision_caches() {
-    for (kv_type, tolerance) in [(KvType::F16, 1e-3), (KvType::BF16, 8e-3)] {
-        let mut case = Case::new(6, 2, 64, &[270, 20]);
-        case.kv_type = kv_type;
-        case.check(tolerance);
+fn caches_of_fewer_bits() {
+    for (kv_type, tolerance) in [(KvType::F16, 1e-3), (KvType::BF16, 8e-3), (KvType::Q8_0, 2e-2)] {
+        for head_dim in [64, 80] {
+            let mut case = Case::new(6, 2, head_dim, &[270, 20]);
+            case.kv_type = kv_type;
+            case.check(tolerance);
+        }
     }
 }
 
 #[test]
 fn what_is_not_finite_stays_with_its_sequence() {
-    for kv_type in [KvType::F32, KvType::F16, KvType::BF16] {
+    for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
         let mut case = Case::new(2, 1, 16, &[20]);
         case.kv_type = kv_type;
         let clean = case.run(&case.steps(1), 1, Level::best());
