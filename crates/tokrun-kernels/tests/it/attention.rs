@@ -242,7 +242,7 @@ fn check(case: &Case, seed: u64) {
 }
 
 fn kv_types() -> impl Strategy<Value = KvType> {
-    proptest::sample::select(vec![KvType::F32, KvType::F16, KvType::BF16])
+    proptest::sample::select(vec![KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0])
 }
 
 proptest! {
