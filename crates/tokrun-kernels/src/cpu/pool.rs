@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::KernelError;
 
 /// How long a thread looks out for the others before it parks.
-const SPIN: Duration = Duration::from_micros(60);
+const SPIN: Duration = Duration::from_micros(100);
 /// Looks before the first one at the clock: some microseconds, in which a running thread arrives.
 const LOOKS_FIRST: u32 = 400;
 /// Loops of chunks that one job may have.
