@@ -18,7 +18,6 @@ mod pool;
 mod product;
 mod rope;
 mod rows;
-#[allow(dead_code, reason = "the kernels that use all of it are being built")]
 mod simd;
 #[cfg(test)]
 mod testing;

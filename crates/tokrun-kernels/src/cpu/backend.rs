@@ -42,6 +42,10 @@ impl Default for CpuOptions {
 }
 
 /// The processor as a backend: vectors of the widest instruction set, on a pool of threads that is its own.
+///
+/// Quantised weights multiply with rows rounded to int8 in blocks of 32, f32 weights with f32. Where the processor
+/// multiplies pairs of bf16, 16-bit weights multiply with rows rounded to bf16, and f16 weights are rounded to bf16 when
+/// they are packed; elsewhere they are exact.
 pub struct Cpu {
     level: Level,
     pool: Pool,

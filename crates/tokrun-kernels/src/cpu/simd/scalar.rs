@@ -186,15 +186,6 @@ impl Simd for Scalar {
     }
 
     #[inline(never)]
-    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
-        let mut out = a;
-        for lane in 0..LANES {
-            out[lane] = a[lane].wrapping_add(b[lane]);
-        }
-        out
-    }
-
-    #[inline(never)]
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32 {
         map(a, |a| a << BITS)
     }
