@@ -55,6 +55,26 @@ fn truncated_files_are_refused() {
     }
 }
 
+/// One part of a model that was split lacks the tensors of the others.
+#[test]
+fn a_part_of_a_split_model_is_named() {
+    let mut file = std::fs::read(fixtures().join("gguf-llama/q4_1.gguf")).expect("the fixture is committed");
+    // Two keys more, of 64 bytes together, so that what follows stays aligned.
+    let key = |name: &str, kind: u32, value: &[u8]| {
+        [&(name.len() as u64).to_le_bytes()[..], name.as_bytes(), &kind.to_le_bytes(), value].concat()
+    };
+    let keys = [key("split.count", 4, &3_u32.to_le_bytes()), key(&"x".repeat(24), 7, &[1])].concat();
+    assert_eq!(keys.len(), 64);
+    let count = u64::from_le_bytes(file[16..24].try_into().expect("eight bytes"));
+    file[16..24].copy_from_slice(&(count + 2).to_le_bytes());
+    file.splice(24..24, keys);
+    let folder = tempfile::tempdir().expect("there is room");
+    let path = folder.path().join("part.gguf");
+    std::fs::write(&path, file).expect("there is room");
+    let error = ModelFile::open(&path).expect_err("two parts are missing").to_string();
+    assert!(error.contains("one of 3 parts"), "{error}");
+}
+
 #[test]
 fn a_missing_tokenizer_is_named() {
     let folder = tempfile::tempdir().expect("there is room");

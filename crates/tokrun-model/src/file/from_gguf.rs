@@ -22,6 +22,10 @@ pub(super) fn info(path: &Path, header: &Header) -> Result<ModelInfo, ModelError
         let value = metadata.uint(&key).and_then(|value| usize::try_from(value).ok()).filter(|&value| value > 0);
         value.ok_or_else(|| malformed(path, format!("key {key} is missing or not a positive whole number")))
     };
+    if let Some(parts) = metadata.uint("split.count").filter(|&parts| parts > 1) {
+        let reason = format!("it is one of {parts} parts; join them first (llama-gguf-split --merge)");
+        return Err(malformed(path, reason));
+    }
     let layers = count("block_count")?;
     if layers > header.tensors.len() {
         return Err(malformed(path, format!("{layers} layers cannot be made of {} tensors", header.tensors.len())));
