@@ -19,7 +19,7 @@ fn kills_at_random_instants_lose_and_invent_nothing() {
 #[test]
 fn kills_on_the_default_model_lose_and_invent_nothing() {
     if let Some(model) = default_model() {
-        kill_often(&model, 20, 48);
+        kill_often(&model, 20, 192);
     }
 }
 

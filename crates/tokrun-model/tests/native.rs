@@ -118,8 +118,9 @@ fn gguf_weight_types() {
 
 /// What [`gguf_weight_types`] allows.
 const TYPES: &[(&str, f32)] = &[
-    ("f16", 0.001),
-    ("bf16", 0.001),
+    // These multiply with activations rounded to bf16, where the processor can.
+    ("f16", 0.005),
+    ("bf16", 0.005),
     ("q8_0", 0.02),
     ("q4_0", 0.02),
     ("q4_1", 0.02),
