@@ -56,7 +56,8 @@ fn an_answer_has_the_form_that_was_asked_for_and_every_token_is_paid() {
         assert!((2..=5).contains(&terms.len()), "{text}");
         assert!(terms.iter().all(|term| term.len() <= 3 && term.parse::<u16>().is_ok()), "{text}");
     };
-    let forms: [(&[&str], &dyn Fn(&str)); 3] = [
+    type Form<'a> = (&'a [&'a str], &'a dyn Fn(&str));
+    let forms: [Form<'_>; 3] = [
         (&["--json-schema", &schema], &is_person),
         (&["--regex", r"\d{4}-\d{2}-\d{2}"], &is_date),
         (&["--grammar", &grammar], &is_sum),
@@ -107,6 +108,29 @@ fn length_and_allowance_may_cut_a_form_short() {
     assert_eq!((&answer["finish_reason"], &answer["usage"]["completion_tokens"]), (&json!("allowance"), &json!(5)));
     assert!("ab".repeat(20).starts_with(answer["text"].as_str().expect("text")));
     assert_eq!(home.balance("poor"), 0);
+    home.verify();
+}
+
+#[test]
+fn speculation_and_the_prefix_cache_leave_a_form_as_it_is() {
+    let home = home_with_money(100_000);
+    let model = tiny_model();
+    // Repetitive enough for guesses to come true, and free enough for them to fail.
+    let form = ["--regex", "(aab[0-9]?){30,60}"];
+    for how in [&["--temperature", "0"][..], &["--seed", "7", "--temperature", "2"], &["--repeat-penalty", "1.3"]] {
+        let asked = generate(&model, &[&form[..], how, &["--deterministic"]].concat());
+        let usual = home.json(&asked);
+        for without in ["--no-speculation", "--no-prefix-cache"] {
+            let other = home.json(&[&asked[..], &[without]].concat());
+            assert_eq!(other["token_ids"], usual["token_ids"], "{how:?} {without}");
+            assert_eq!(other["text"], usual["text"]);
+            assert_eq!(other["allowance"]["debited"], usual["allowance"]["debited"]);
+        }
+        let text = usual["text"].as_str().expect("text");
+        let groups: Vec<&str> = text.split("aab").collect();
+        assert!(groups[0].is_empty() && (31..=61).contains(&groups.len()), "{text}");
+        assert!(groups[1..].iter().all(|tail| tail.len() <= 1 && tail.bytes().all(|byte| byte.is_ascii_digit())));
+    }
     home.verify();
 }
 
