@@ -79,22 +79,19 @@ fn the_default_model_answers_through_the_engine() {
     engine.submit(submission).expect("there is room");
     let mut stream = tokenizer.stream();
     let mut text = String::new();
-    let finish = loop {
-        let step = reports.recv().expect("a report").sequences.pop().expect("one sequence");
-        if let Some(token) = step.token {
-            let logprob = token.logprob.expect("it was asked for");
-            assert_eq!(
-                (logprob.top[0].0, logprob.top[0].1),
-                (token.id, logprob.logprob),
-                "greedy is the most probable"
-            );
-            text.push_str(&stream.push(token.id).expect("it is a token"));
+    let mut finish = None;
+    while finish.is_none() {
+        for step in reports.recv().expect("a report").sequences {
+            if let Some(token) = step.token {
+                let logprob = token.logprob.expect("it was asked for");
+                let top = (logprob.top[0].0, logprob.top[0].1);
+                assert_eq!(top, (token.id, logprob.logprob), "greedy is the most probable");
+                text.push_str(&stream.push(token.id).expect("it is a token"));
+            }
+            finish = step.finish;
         }
-        if let Some(finish) = step.finish {
-            break finish;
-        }
-    };
+    }
     text.push_str(&stream.finish());
     assert!(text.contains("Paris"), "{text:?}");
-    assert_eq!(finish, Finish::Stop, "{text:?}");
+    assert_eq!(finish, Some(Finish::Stop), "{text:?}");
 }

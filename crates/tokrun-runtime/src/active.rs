@@ -120,6 +120,7 @@ impl Active {
             self.timing.prefill_us = first.prefill_us;
             self.usage.cached_tokens = first.cached_tokens as u64;
         }
+        self.usage.rejected_draft_tokens += u64::from(step.rejected_draft_tokens);
         if self.ending.is_some() {
             self.usage.discarded_tokens += u64::from(step.token.is_some());
             return Engine::Continues;

@@ -59,6 +59,8 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Tokens the engine computed past the end: discarded, not charged.
     pub discarded_tokens: u64,
+    /// Guesses of speculation that came to nothing: never part of the answer, not charged.
+    pub rejected_draft_tokens: u64,
 }
 
 /// Durations of one request, counted from the moment it was handed to the runtime.

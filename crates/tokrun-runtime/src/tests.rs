@@ -17,6 +17,7 @@ use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Outcome, Payer, Prompt, Reply, Runtime, TextModel};
 
 mod grammars;
+mod load;
 
 const WINDOW: u64 = 32;
 

@@ -167,6 +167,7 @@ fn json_outcome(
         "commit_wait_max_ms": output::ms(timing.commit_wait_max_us),
         "total_ms": output::ms(timing.total_us),
         "discarded_tokens": usage.discarded_tokens,
+        "rejected_draft_tokens": usage.rejected_draft_tokens,
     });
     object["seed"] = seed.into();
     object["allowance"] = match &outcome.allowance {

@@ -5,11 +5,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use tokrun_model::{Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
+use tokrun_model::{BlockId, Extend, Logits, ModelError, Paging, Place, SequenceHandle, TokenId, Wanted};
 
 use super::*;
 use crate::request::{Finish, SequenceStep, TenantId};
 use crate::sampler::SamplingParams;
+
+mod serving;
 
 const VOCAB_SIZE: usize = 50;
 /// Rows of logits beyond the tokenizer's vocabulary, which would win every choice.
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Fake {
     info: ExecutorInfo,
     sequences: BTreeMap<SequenceHandle, Vec<TokenId>>,
+    /// What a paged one has written, by block and place in it.
+    cache: BTreeMap<(BlockId, usize), TokenId>,
     created: u64,
     gate: Arc<Gate>,
     /// What it is to do when it meets this token as the last one of a sequence.
@@ -87,11 +91,31 @@ impl Fake {
         Self {
             info,
             sequences: BTreeMap::new(),
+            cache: BTreeMap::new(),
             created: 0,
             gate: Arc::default(),
             traps: BTreeMap::new(),
             alive: Arc::default(),
         }
+    }
+
+    /// One that knows of a sequence only what lies in the blocks it is told of.
+    fn paged(self, block_tokens: usize, blocks: usize) -> Self {
+        let paging = Some(Paging { block_tokens, blocks, block_bytes: 1 });
+        Self { info: ExecutorInfo { paging, ..self.info }, ..self }
+    }
+
+    /// Appends the tokens to their sequence; all of it.
+    fn append(&mut self, extend: &Extend<'_>) -> Vec<TokenId> {
+        let row = self.sequences.get_mut(&extend.sequence).expect("the engine extends what it created");
+        let Some(Paging { block_tokens, .. }) = self.info.paging else {
+            row.extend_from_slice(extend.tokens);
+            return row.clone();
+        };
+        let Place { start, blocks } = extend.place;
+        let at = |position: usize| (blocks[position / block_tokens], position % block_tokens);
+        self.cache.extend(extend.tokens.iter().enumerate().map(|(index, token)| (at(start + index), *token)));
+        (0..start + extend.tokens.len()).map(|position| self.cache[&at(position)]).collect()
     }
 
     fn logits(tokens: &[TokenId]) -> Vec<f32> {
@@ -104,6 +128,12 @@ impl Fake {
             (mixed >> 40) as f32 / (1 << 22) as f32
         };
         let mut logits: Vec<f32> = (0..VOCAB_SIZE as u64).map(logit).collect();
+        // It likes to repeat itself, as texts do.
+        if let [.., before, _, _] = tokens
+            && !state.is_multiple_of(7)
+        {
+            logits[*before as usize] += 3.0;
+        }
         logits.extend([100.0; PADDING]);
         logits
     }
@@ -128,18 +158,22 @@ impl Executor for Fake {
     fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
         self.gate.pass();
         let mut values = Vec::new();
-        for Extend { sequence, tokens, wanted, .. } in batch {
-            let row = self.sequences.get_mut(sequence).expect("the engine extends what it created");
-            row.extend_from_slice(tokens);
-            assert!(row.len() <= self.info.context_tokens && !tokens.is_empty());
-            let mut logits = Self::logits(row);
-            match row.last().and_then(|last| self.traps.get(last)) {
-                Some(Trap::Fail) => return Err(ModelError::InvalidBatch { reason: "trapped".to_owned() }),
-                Some(Trap::Panic) => panic!("trapped"),
-                Some(Trap::Nan) => logits[5] = f32::NAN,
-                None => {}
-            }
-            if *wanted == Wanted::Last {
+        for extend in batch {
+            let row = self.append(extend);
+            assert!(row.len() <= self.info.context_tokens && !extend.tokens.is_empty());
+            let wanted = match extend.wanted {
+                Wanted::Nothing => row.len() + 1..=row.len(),
+                Wanted::Last => row.len()..=row.len(),
+                Wanted::All => row.len() - extend.tokens.len() + 1..=row.len(),
+            };
+            for end in wanted {
+                let mut logits = Self::logits(&row[..end]);
+                match self.traps.get(&row[end - 1]) {
+                    Some(Trap::Fail) => return Err(ModelError::InvalidBatch { reason: "trapped".to_owned() }),
+                    Some(Trap::Panic) => panic!("trapped"),
+                    Some(Trap::Nan) => logits[5] = f32::NAN,
+                    None => {}
+                }
                 values.extend(logits);
             }
         }
