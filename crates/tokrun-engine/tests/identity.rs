@@ -29,7 +29,7 @@ const ALONE: Way = Way { at_once: 1, threads: 1, chunk: 512, prefix_cache: false
 
 /// Prompts that begin alike, are longer than a small chunk, and invite repetition.
 fn prompts(tokenizer: &Tokenizer, count: usize) -> Vec<Vec<TokenId>> {
-    let story = "The cat sat on the mat. The dog sat on the log. The cow sat on the plough. ".repeat(4);
+    let story = "The cat sat on the mat. The dog sat on the log. The cow sat on the plough. ".repeat(2);
     let question = |n: usize| format!("{story}Number {n}: {}The frog sat on the", "one two three ".repeat(n % 5));
     (0..count).map(|n| tokenizer.encode(&question(n), true).expect("it can be tokenized")).collect()
 }
@@ -132,5 +132,5 @@ fn the_default_model_gives_the_same_answers_in_every_way() {
     };
     let file = ModelFile::open(&path).expect("the model file is whole");
     let tokenizer = Tokenizer::from_assets(file.assets()).expect("its tokenizer is known");
-    check(&file, &prompts(&tokenizer, 16), 48);
+    check(&file, &prompts(&tokenizer, 16), 24);
 }

@@ -97,8 +97,8 @@ fn prompt(id: usize) -> Vec<TokenId> {
 
 fn caller_of(id: usize) -> Caller {
     match random(id, 2) % 4 {
-        0 => Caller::CancelsAfter(random(id, 3) % 30),
-        1 => Caller::LeavesAfter(random(id, 3) % 30),
+        0 => Caller::CancelsAfter(random(id, 3) % 4),
+        1 => Caller::LeavesAfter(random(id, 3) % 4),
         _ => Caller::ReadsAll,
     }
 }
