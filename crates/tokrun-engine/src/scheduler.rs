@@ -322,8 +322,7 @@ impl Scheduler {
         let mut order: Vec<_> = self.running.iter().map(|s| (self.rank(s), s.job.request_id)).collect();
         order.sort_unstable();
         for (_, request_id) in order {
-            loop {
-                let Some(sequence) = self.running.iter_mut().find(|s| s.job.request_id == request_id) else { break };
+            while let Some(sequence) = self.running.iter_mut().find(|s| s.job.request_id == request_id) {
                 let stalls = sequence.window_left(self.limits.window_tokens) == 0;
                 let (Some(blocks), Some(chain)) = (&mut self.blocks, &mut sequence.chain) else { break };
                 if stalls || blocks.grow(chain, sequence.tokens.len()) {

@@ -66,8 +66,12 @@ fn serve(file: &ModelFile, prompts: &[Vec<TokenId>], max_new_tokens: usize, way:
         grammar: None,
     };
     let mut waiting = prompts.iter().enumerate().map(submission);
-    let mut submit = || waiting.next().is_some_and(|request| engine.submit(request).map(|()| true).expect("it fits"));
-    (0..way.at_once).for_each(|_| drop(submit()));
+    let mut submit = || {
+        if let Some(request) = waiting.next() {
+            engine.submit(request).expect("it fits");
+        }
+    };
+    (0..way.at_once).for_each(|_| submit());
     let mut answers: Answers = BTreeMap::new();
     let mut ended = 0;
     let mut metrics = StepMetrics::default();

@@ -206,7 +206,6 @@ impl Reader<'_> {
     }
 
     /// The rope tables, and what sets the layers apart.
-    #[expect(clippy::type_complexity, reason = "two lists that belong together")]
     fn layers(
         &self,
         rotary: usize,

@@ -4,6 +4,9 @@ use super::architecture::{Architecture, Experts, Layer, Norms, QueryKeyNorms};
 use super::weights::{Matrix, Weights};
 use crate::ModelError;
 
+/// The norm weights of queries and of keys.
+pub(super) type NormPair = (Vec<f32>, Vec<f32>);
+
 /// The weights of a decoder: vectors as they are, matrices to be read.
 pub(super) struct Sources<'a> {
     pub(super) embedding: Matrix<'a>,
@@ -18,7 +21,7 @@ pub(super) struct LayerSources<'a> {
     pub(super) attention_norm: Option<Vec<f32>>,
     /// Query, key and value: one matrix or three.
     pub(super) qkv: Vec<Matrix<'a>>,
-    pub(super) query_key_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub(super) query_key_norms: Option<NormPair>,
     pub(super) output: Matrix<'a>,
     pub(super) attention_post_norm: Option<Vec<f32>>,
     pub(super) feed_forward_norm: Option<Vec<f32>>,
@@ -108,7 +111,7 @@ impl<'a> Finder<'a, '_> {
         parts.iter().map(matrix).collect()
     }
 
-    fn query_key_norms(&self, layer: usize) -> Result<Option<(Vec<f32>, Vec<f32>)>, ModelError> {
+    fn query_key_norms(&self, layer: usize) -> Result<Option<NormPair>, ModelError> {
         let architecture = self.architecture;
         let (queries, keys) = match architecture.query_key_norms {
             QueryKeyNorms::Nothing => return Ok(None),
