@@ -128,9 +128,17 @@ fn backends_and_levels_agree() {
             assert!(level(other) == expected, "{name}: {other:?} differs from the plain level");
         }
         let reference = logits(name, Reference::default());
-        let far = expected.iter().zip(&reference).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max);
-        // Quantised weights multiply with activations of 8 bits.
-        let most = if name.contains("f32") { 1e-3 } else { 3.0 };
-        assert!(far <= most, "{name}: {far} off the reference");
+        let apart = expected.iter().zip(&reference).map(|(left, right)| (left - right).abs());
+        if name.contains("f32") {
+            let far = apart.fold(0.0, f32::max);
+            assert!(far <= 1e-3, "{name}: {far} off the reference");
+        } else {
+            // Quantised weights multiply with activations of 8 bits: far less than the logits spread, on average.
+            let count = reference.len() as f32;
+            let mean = reference.iter().sum::<f32>() / count;
+            let spread = (reference.iter().map(|logit| (logit - mean).powi(2)).sum::<f32>() / count).sqrt();
+            let share = apart.sum::<f32>() / count / spread;
+            assert!(share <= 0.02, "{name}: {share} of the logits' spread off the reference");
+        }
     }
 }
