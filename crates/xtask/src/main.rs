@@ -1,19 +1,28 @@
 //! Developer tasks. `cargo xtask ci` says the same words as the continuous integration.
-#![expect(clippy::print_stderr, reason = "it talks to a terminal")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "it talks to a terminal")]
 
+mod fake_driver;
+
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
 const HELP: &str = "\
-cargo xtask ci         rustfmt, clippy and every test, as the continuous integration runs them
-cargo xtask fixtures   make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
+cargo xtask ci                        rustfmt, clippy and every test, as the continuous integration runs them
+cargo xtask fake-driver [--sanitize]  build a CUDA driver that runs the kernels on the processor, for tests; prints its
+                                      directory: LD_LIBRARY_PATH=$(cargo xtask fake-driver) cargo test
+cargo xtask fixtures                  make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
 
 fn main() -> ExitCode {
-    let task = std::env::args().nth(1);
-    let done = match task.as_deref() {
-        Some("ci") => ci(),
-        Some("fixtures") => fixtures(),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments[..] {
+        ["ci"] => ci(),
+        ["fake-driver"] => fake_driver(false),
+        ["fake-driver", "--sanitize"] => fake_driver(true),
+        ["fixtures"] => fixtures(),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);
@@ -34,6 +43,11 @@ fn ci() -> Result<()> {
     run("cargo", &["test"])
 }
 
+fn fake_driver(sanitize: bool) -> Result<()> {
+    println!("{}", fake_driver::build(sanitize)?.display());
+    Ok(())
+}
+
 fn fixtures() -> Result<()> {
     let venv = "target/fixtures-venv";
     let python = format!("{venv}/bin/python");
@@ -46,14 +60,32 @@ fn fixtures() -> Result<()> {
 
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
     eprintln!("+ {program} {}", arguments.join(" "));
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let status = Command::new(program)
         .args(arguments)
-        .current_dir(root)
+        .current_dir(root())
         .status()
         .with_context(|| format!("cannot run {program}"))?;
     if !status.success() {
         bail!("{program} {} failed: {status}", arguments.join(" "));
     }
     Ok(())
+}
+
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).expect("crates/xtask is two below the root").to_owned()
+}
+
+/// The files of a directory with this extension, by name.
+fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    files.retain(|file| file.extension().is_some_and(|found| found == extension));
+    files.sort();
+    Ok(files)
+}
+
+/// When a file was written; the beginning of time where there is none.
+fn modified(file: &Path) -> SystemTime {
+    std::fs::metadata(file).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }

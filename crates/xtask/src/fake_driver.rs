@@ -1,0 +1,104 @@
+//! `cargo xtask fake-driver`: every kernel, compiled for the processor, behind a `libcuda.so.1` for tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{files, modified, root};
+
+/// Builds what changed, and returns the directory to put on `LD_LIBRARY_PATH`. With `sanitize`, the address sanitizer
+/// watches: programs that load it need its library preloaded.
+pub(crate) fn build(sanitize: bool) -> Result<PathBuf> {
+    let kernels = root().join("kernels");
+    let directory = root().join(if sanitize { "target/fake-driver-sanitized" } else { "target/fake-driver" });
+    let objects = directory.join("objects");
+    std::fs::create_dir_all(&objects)?;
+
+    let shim = kernels.join("shim");
+    let headers: Vec<PathBuf> = [files(&kernels, "cuh")?, files(&shim, "h")?].concat();
+    let newest_header = newest(&headers)?;
+    let sources = [files(&kernels, "cu")?, files(&shim, "cpp")?].concat();
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let units: Vec<Unit> = sources
+        .iter()
+        .map(|source| {
+            let object = objects.join(source.file_name().expect("a file")).with_added_extension("o");
+            let mut command = Command::new(&compiler);
+            command.args(flags(sanitize)).arg("-I").arg(&shim);
+            if source.extension().is_some_and(|extension| extension == "cu") {
+                command.args(["-include", "cuda_shim.h", "-x", "c++"]);
+            }
+            command.arg("-c").arg(source).arg("-o").arg(&object);
+            Unit { source: source.clone(), object, command }
+        })
+        .collect();
+
+    let objects: Vec<PathBuf> = units.iter().map(|unit| unit.object.clone()).collect();
+    let outdated = units.into_iter().filter(|unit| unit.is_outdated(newest_header)).collect();
+    compile(outdated)?;
+
+    let library = directory.join("libcuda.so.1");
+    if modified(&library) < newest(&objects)? {
+        let mut link = Command::new(&compiler);
+        link.args(flags(sanitize)).arg("-shared").args(&objects).arg("-o").arg(&library);
+        succeed(&mut link)?;
+    }
+    Ok(directory)
+}
+
+struct Unit {
+    source: PathBuf,
+    object: PathBuf,
+    command: Command,
+}
+
+impl Unit {
+    fn is_outdated(&self, newest_header: SystemTime) -> bool {
+        modified(&self.object) < modified(&self.source).max(newest_header)
+    }
+}
+
+/// No contraction of products and sums: results are the same on every processor. The level is the one that the Rust code
+/// is compiled for.
+fn flags(sanitize: bool) -> Vec<&'static str> {
+    let mut flags = vec!["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-Wall", "-Wno-unknown-pragmas"];
+    if cfg!(target_arch = "x86_64") {
+        flags.push("-march=x86-64-v3");
+    }
+    if sanitize {
+        flags.extend(["-g", "-fsanitize=address", "-fno-omit-frame-pointer"]);
+    }
+    flags
+}
+
+fn compile(units: Vec<Unit>) -> Result<()> {
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let queue = std::sync::Mutex::new(units);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(|| work(&queue))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("workers return their errors"))
+    })
+}
+
+fn work(queue: &std::sync::Mutex<Vec<Unit>>) -> Result<()> {
+    loop {
+        let Some(mut unit) = queue.lock().expect("no worker panics").pop() else { return Ok(()) };
+        succeed(&mut unit.command).with_context(|| format!("cannot compile {}", unit.source.display()))?;
+    }
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot run {program}: install g++, or set CXX"))?;
+    if !status.success() {
+        bail!("{program} failed: {status}");
+    }
+    Ok(())
+}
+
+fn newest(files: &[PathBuf]) -> Result<SystemTime> {
+    files.iter().map(|file| modified(file)).max().context("no files")
+}

@@ -1,0 +1,14 @@
+// CUDA's keywords. After all headers of the system, which have names of their own like these.
+#pragma once
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static
+#define __shared__ static thread_local // one instance an OS thread, and a block never leaves its OS thread
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __grid_constant__
+#define __cluster_dims__(...)
