@@ -1,5 +1,7 @@
 //! What can go wrong before the first operation: packing weights and reserving memory.
 
+use crate::cuda::CudaError;
+
 /// Weights that cannot be packed, or memory that cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -19,6 +21,9 @@ pub enum KernelError {
         /// How much was asked for.
         bytes: usize,
     },
+    /// Something on a CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// Threads that the system refuses to start.
     #[error("cannot start {threads} compute threads")]
     Threads {
