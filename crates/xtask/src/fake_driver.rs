@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::thread;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{files, modified, root};
+use crate::{files, modified, parallel, root};
 
 /// Builds what changed, and returns the directory to put on `LD_LIBRARY_PATH`. With `sanitize`, the address sanitizer
 /// watches: programs that load it need its library preloaded.
@@ -38,7 +37,9 @@ pub(crate) fn build(sanitize: bool) -> Result<PathBuf> {
 
     let objects: Vec<PathBuf> = units.iter().map(|unit| unit.object.clone()).collect();
     let outdated = units.into_iter().filter(|unit| unit.is_outdated(newest_header)).collect();
-    compile(outdated)?;
+    parallel::map(outdated, |mut unit: Unit| {
+        succeed(&mut unit.command).with_context(|| format!("cannot compile {}", unit.source.display()))
+    })?;
 
     let library = directory.join("libcuda.so.1");
     if modified(&library) < newest(&objects)? {
@@ -72,22 +73,6 @@ fn flags(sanitize: bool) -> Vec<&'static str> {
         flags.extend(["-g", "-fsanitize=address", "-fno-omit-frame-pointer"]);
     }
     flags
-}
-
-fn compile(units: Vec<Unit>) -> Result<()> {
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let queue = std::sync::Mutex::new(units);
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(|| work(&queue))).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("workers return their errors"))
-    })
-}
-
-fn work(queue: &std::sync::Mutex<Vec<Unit>>) -> Result<()> {
-    loop {
-        let Some(mut unit) = queue.lock().expect("no worker panics").pop() else { return Ok(()) };
-        succeed(&mut unit.command).with_context(|| format!("cannot compile {}", unit.source.display()))?;
-    }
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

@@ -2,6 +2,8 @@
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "it talks to a terminal")]
 
 mod fake_driver;
+mod kernels;
+mod parallel;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,6 +15,8 @@ const HELP: &str = "\
 cargo xtask ci                        rustfmt, clippy and every test, as the continuous integration runs them
 cargo xtask fake-driver [--sanitize]  build a CUDA driver that runs the kernels on the processor, for tests; prints its
                                       directory: LD_LIBRARY_PATH=$(cargo xtask fake-driver) cargo test
+cargo xtask kernels [--check]         make kernels/ptx anew, or fail if it is not what kernels/*.cu say; shows what each kernel
+                                      takes on each card (needs python3; installs the compiler into target/cuda-venv)
 cargo xtask fixtures                  make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
 
 fn main() -> ExitCode {
@@ -22,6 +26,8 @@ fn main() -> ExitCode {
         ["ci"] => ci(),
         ["fake-driver"] => fake_driver(false),
         ["fake-driver", "--sanitize"] => fake_driver(true),
+        ["kernels"] => kernels::run(false),
+        ["kernels", "--check"] => kernels::run(true),
         ["fixtures"] => fixtures(),
         _ => {
             eprintln!("{HELP}");
