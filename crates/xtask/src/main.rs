@@ -46,7 +46,11 @@ fn main() -> ExitCode {
 fn ci() -> Result<()> {
     run("cargo", &["fmt", "--all", "--check"])?;
     run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    run("cargo", &["test"])
+    run("cargo", &["test"])?;
+    kernels::run(true)?;
+    let driver = fake_driver::build(false)?;
+    let arguments = ["test", "--lib", "--tests", "cuda"];
+    succeed(Command::new("cargo").args(arguments).env("LD_LIBRARY_PATH", driver).env("TOKRUN_REQUIRE_CUDA", "1"))
 }
 
 fn fake_driver(sanitize: bool) -> Result<()> {
@@ -65,14 +69,18 @@ fn fixtures() -> Result<()> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    eprintln!("+ {program} {}", arguments.join(" "));
-    let status = Command::new(program)
-        .args(arguments)
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("cannot run {program}"))?;
+    succeed(Command::new(program).args(arguments))
+}
+
+/// Runs a command in the root of the project, and says so.
+fn succeed(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+    let line = format!("{program} {}", arguments.join(" "));
+    eprintln!("+ {line}");
+    let status = command.current_dir(root()).status().with_context(|| format!("cannot run {program}"))?;
     if !status.success() {
-        bail!("{program} {} failed: {status}", arguments.join(" "));
+        bail!("{line} failed: {status}");
     }
     Ok(())
 }
