@@ -14,6 +14,8 @@ pub use bandwidth::Bandwidth;
 pub use device::Device;
 pub use error::CudaError;
 
+use std::ffi::CStr;
+
 use cudarc::driver::{CudaContext, DriverError, sys};
 
 /// One CUDA device.
@@ -93,6 +95,20 @@ fn facts(context: &CudaContext) -> Result<CudaDevice, DriverError> {
     })
 }
 
+/// Where a device is on the bus: `0000:01:00.0`. It is how NVML knows it.
+#[expect(unsafe_code, reason = "the safe layer has no call for it")]
+pub(crate) fn pci_bus_id(ordinal: usize) -> Option<String> {
+    if !driver_present() || ordinal >= usize::try_from(CudaContext::device_count().ok()?).unwrap_or(0) {
+        return None;
+    }
+    let mut id = [0u8; 32];
+    // SAFETY: the device is there, and the call writes no more than so many bytes, ended by a zero.
+    unsafe { sys::cuDeviceGetPCIBusId(id.as_mut_ptr().cast(), id.len() as i32, i32::try_from(ordinal).ok()?) }
+        .result()
+        .ok()?;
+    Some(CStr::from_bytes_until_nul(&id).ok()?.to_str().ok()?.to_owned())
+}
+
 /// cudarc's calls panic when the library is absent, so this comes before any other.
 #[expect(unsafe_code, reason = "opens a shared library")]
 fn driver_present() -> bool {
@@ -109,6 +125,6 @@ fn driver_version() -> Result<(i32, i32), DriverError> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ mod backend;
 pub mod cpu;
 pub mod cuda;
 mod dequantise;
+pub mod energy;
 mod error;
 pub mod reference;
 mod weight_type;

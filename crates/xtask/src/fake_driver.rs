@@ -1,4 +1,4 @@
-//! `cargo xtask fake-driver`: every kernel, compiled for the processor, behind a `libcuda.so.1` for tests.
+//! `cargo xtask fake-driver`: every kernel, compiled for the processor, behind a `libcuda.so.1` for tests; and an NVML.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -35,17 +35,20 @@ pub(crate) fn build(sanitize: bool) -> Result<PathBuf> {
         })
         .collect();
 
-    let objects: Vec<PathBuf> = units.iter().map(|unit| unit.object.clone()).collect();
+    let (driver, nvml): (Vec<PathBuf>, Vec<PathBuf>) =
+        units.iter().map(|unit| unit.object.clone()).partition(|object| !object.ends_with("nvml.cpp.o"));
     let outdated = units.into_iter().filter(|unit| unit.is_outdated(newest_header)).collect();
     parallel::map(outdated, |mut unit: Unit| {
         succeed(&mut unit.command).with_context(|| format!("cannot compile {}", unit.source.display()))
     })?;
 
-    let library = directory.join("libcuda.so.1");
-    if modified(&library) < newest(&objects)? {
-        let mut link = Command::new(&compiler);
-        link.args(flags(sanitize)).arg("-shared").args(&objects).arg("-o").arg(&library);
-        succeed(&mut link)?;
+    for (library, objects) in [("libcuda.so.1", driver), ("libnvidia-ml.so.1", nvml)] {
+        let library = directory.join(library);
+        if modified(&library) < newest(&objects)? {
+            let mut link = Command::new(&compiler);
+            link.args(flags(sanitize)).arg("-shared").args(&objects).arg("-o").arg(&library);
+            succeed(&mut link)?;
+        }
     }
     Ok(directory)
 }
