@@ -3,9 +3,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <thread>
 
 #include "context_switch.h"
 
@@ -15,10 +18,10 @@
 
 namespace shim {
 
-thread_local Thread* current;
-thread_local uint3 block_index;
-thread_local dim3 block_size, grid_size;
-thread_local char* dynamic_shared;
+Thread* current;
+uint3 block_index;
+dim3 block_size, grid_size;
+char* dynamic_shared;
 
 namespace {
 
@@ -29,7 +32,7 @@ struct Warp {
     unsigned arrived; // lanes that wait in a warp operation
 };
 
-// What runs on this OS thread. Kept between launches: its allocations and stacks are used again.
+// What runs. Kept between launches: its allocations and stacks are used again.
 struct Machine {
     const char* kernel_name = nullptr;
     const std::function<void()>* kernel = nullptr;
@@ -44,7 +47,9 @@ struct Machine {
     unsigned cursor = 0;       // the place in `lane_order` of the lane that runs
     std::vector<char*> free_stacks, all_stacks;
 };
-thread_local Machine machine;
+Machine machine;
+std::mutex running;
+std::atomic<std::thread::id> runner; // the OS thread that holds `running`
 
 // --- stacks
 
@@ -267,6 +272,8 @@ void converge(const char* name, unsigned mask, void* exchange, void (*all)(void*
 unsigned live_lanes() { return machine.warp->live; }
 
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+    std::lock_guard guard(running);
+    runner = std::this_thread::get_id();
     Machine& m = machine;
     unsigned warps = (block.x * block.y * block.z + 31) / 32;
     m.kernel_name = name;
@@ -291,10 +298,11 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
     free(shared);
     m.kernel_name = nullptr;
     current = nullptr;
+    runner = std::thread::id();
 }
 
 std::string where() {
-    if (!machine.kernel_name) return "";
+    if (runner.load() != std::this_thread::get_id()) return "";
     char text[256];
     snprintf(text, sizeof text, "%s, block (%u, %u, %u), thread %u", machine.kernel_name, block_index.x, block_index.y,
              block_index.z, current ? current->linear : 0);

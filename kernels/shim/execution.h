@@ -1,5 +1,5 @@
-// How a launch runs: one block after the other on the calling OS thread, each CUDA thread on a stack of its own from
-// the moment it has to wait for others.
+// How a launch runs: one block after the other, each CUDA thread on a stack of its own from the moment it has to wait for
+// others. One launch at a time in the whole process, so that shared memory and `threadIdx` are plain variables.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -45,18 +45,18 @@ struct Thread {
     unsigned copy_group; // number of the group that the next cp.async belongs to
 };
 
-// Of the thread that runs. Initial-exec: threadIdx is read too often for a call each time.
-#define SHIM_FAST_TLS __attribute__((tls_model("initial-exec")))
-extern thread_local Thread* current SHIM_FAST_TLS;
-extern thread_local uint3 block_index SHIM_FAST_TLS;
-extern thread_local dim3 block_size SHIM_FAST_TLS;
-extern thread_local dim3 grid_size SHIM_FAST_TLS;
-extern thread_local char* dynamic_shared SHIM_FAST_TLS;
+// Of the thread that runs. Hidden: read too often to be looked up each time.
+#define SHIM_HIDDEN __attribute__((visibility("hidden")))
+extern Thread* current SHIM_HIDDEN;
+extern uint3 block_index SHIM_HIDDEN;
+extern dim3 block_size SHIM_HIDDEN;
+extern dim3 grid_size SHIM_HIDDEN;
+extern char* dynamic_shared SHIM_HIDDEN;
 
 // Ends the process with a message that names what each waiting thread waits for.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// The kernel and the thread that run on this OS thread, in words; empty outside of launches.
+// The kernel and the thread that run, in words; empty where the calling OS thread runs none.
 std::string where();
 
 // Waits until `count` threads (0: all that have not exited) have come to the barrier; the sum of their values.

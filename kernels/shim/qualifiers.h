@@ -5,7 +5,7 @@
 #define __device__
 #define __host__
 #define __constant__ static
-#define __shared__ static thread_local // one instance an OS thread, and a block never leaves its OS thread
+#define __shared__ static // one block runs at a time
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
