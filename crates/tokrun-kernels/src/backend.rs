@@ -21,11 +21,11 @@ pub type BlockId = u32;
 /// Where the rows of a weight matrix come from, as the file stores them. Backends read each row once and keep their own
 /// packed form of it, so a file is never held in memory twice.
 pub trait RowSource: Sync {
-    /// Appends the bytes of `rows` to `bytes`, which is empty.
+    /// Fills `bytes`, as long as these rows are, with them.
     ///
     /// # Errors
     /// When the file cannot be read.
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()>;
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()>;
 }
 
 /// A weight matrix `[rows, columns]`: `rows` outputs of `columns` inputs each.

@@ -218,13 +218,9 @@ impl ReferenceLinear {
                 weight_type.name()
             ))
         })?;
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; row_bytes];
         for row in 0..rows {
-            bytes.clear();
             source.read(row..row + 1, &mut bytes)?;
-            if bytes.len() != row_bytes {
-                return Err(shape(format!("row {row} has {} bytes, not {row_bytes}", bytes.len())));
-            }
             reserve(&mut self.weights, columns)?;
             dequantise(weight_type, &bytes, &mut self.weights);
         }

@@ -1,5 +1,6 @@
 //! The library's tokenizer, with our own byte-pair encoding beside its models.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,16 @@ pub(super) type Encoder =
 pub(super) enum WordModel {
     Library(Box<ModelWrapper>),
     Pairs(Box<Pairs>),
+}
+
+impl WordModel {
+    /// How a token of the model is spelled; tokens added to it by hand are not in it.
+    pub(super) fn spelling(&self, id: TokenId) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Library(model) => model.id_to_token(id).map(Cow::Owned),
+            Self::Pairs(pairs) => pairs.table().token(id).map(Cow::Borrowed),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for WordModel {

@@ -5,8 +5,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use foldhash::fast::RandomState;
 use tokrun_model::TokenId;
 use tokrun_model::gguf::Strings;
 
@@ -14,7 +15,7 @@ use tokrun_model::gguf::Strings;
 #[derive(Debug)]
 pub(super) struct Pairs {
     table: TokenTable,
-    merges: HashMap<(TokenId, TokenId), Merge>,
+    merges: HashMap<(TokenId, TokenId), Merge, RandomState>,
     /// What follows those settings is GPT-2's way, that of byte-level models.
     pub(super) settings: Settings,
 }
@@ -48,7 +49,7 @@ struct Part {
 
 impl Pairs {
     pub(super) fn new(table: TokenTable, settings: Settings) -> Self {
-        Self { table, merges: HashMap::new(), settings }
+        Self { table, merges: HashMap::default(), settings }
     }
 
     /// Merges are added from the lowest rank to the highest: of a pair that comes twice, the last one counts.
@@ -160,7 +161,7 @@ impl TokenTable {
     /// twice.
     pub(super) fn new(tokens: &Strings, used: usize) -> Option<Self> {
         let places = vec![FREE; (2 * used.max(1)).next_power_of_two()];
-        let mut table = Self { tokens: tokens.clone(), used, places, hasher: RandomState::new() };
+        let mut table = Self { tokens: tokens.clone(), used, places, hasher: RandomState::default() };
         for (token, id) in tokens.iter().take(used).zip(0..).filter(|(token, _)| !token.is_empty()) {
             let place = table.place(token);
             if table.places[place] != FREE {

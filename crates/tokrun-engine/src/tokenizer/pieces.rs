@@ -1,5 +1,7 @@
 //! The bytes each token stands for, read off the tokenizer's decoder once.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 use tokrun_model::TokenId;
 
@@ -44,19 +46,26 @@ impl Pieces {
         let decoder = serde_json::to_value(tokenizer.get_decoder())
             .map_err(|error| EngineError::BrokenTokenizer { reason: error.to_string() })?;
         let reading = Reading::of(&decoder)?;
-        let added = tokenizer.get_added_tokens_decoder();
-        let is_special = |id| added.get(&id).is_some_and(|token| token.special);
-        let mut pieces = Self { bytes: Vec::new(), ends: Vec::new(), special: Vec::new(), start: reading.start };
-        for id in 0..vocab_size as TokenId {
-            let token = tokenizer.id_to_token(id).unwrap_or_default();
-            let special = is_special(id);
-            if special {
+        let mut special = vec![false; vocab_size];
+        let mut added = vec![None; vocab_size];
+        for (id, token) in tokenizer.get_added_tokens_decoder() {
+            if let Some(index) = usize::try_from(id).ok().filter(|index| *index < vocab_size) {
+                special[index] = token.special;
+                added[index] = Some(token.content);
+            }
+        }
+        let mut pieces = Self { bytes: Vec::new(), ends: Vec::with_capacity(vocab_size), special, start: reading.start };
+        for (id, added) in (0 as TokenId..).zip(added) {
+            let token = match added {
+                Some(token) => Cow::Owned(token),
+                None => tokenizer.get_model().spelling(id).unwrap_or_default(),
+            };
+            if pieces.special[id as usize] {
                 pieces.bytes.extend_from_slice(token.as_bytes());
             } else {
                 reading.append_bytes(&token, &mut pieces.bytes);
             }
             pieces.ends.push(pieces.bytes.len());
-            pieces.special.push(special);
         }
         Ok(pieces)
     }

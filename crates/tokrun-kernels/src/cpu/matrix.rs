@@ -1,6 +1,5 @@
 //! Packed matrices: tiles of 16 rows, in the order in which each thread streams them.
 
-use std::io::{Error, ErrorKind};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -200,12 +199,9 @@ fn pack_chunks(
         if rows.end > held.end {
             let more = (READ_BYTES / row_bytes).max(rows.len());
             *held = rows.start..(rows.start + more).min(needed[chunk.matrix]);
-            bytes.clear();
-            source.source.read(held.clone(), bytes)?;
-            if bytes.len() != held.len() * row_bytes {
-                let message = format!("{} bytes where rows have {}", bytes.len(), held.len() * row_bytes);
-                return Err(Error::new(ErrorKind::UnexpectedEof, message));
-            }
+            let held_bytes = held.len() * row_bytes;
+            bytes.resize(bytes.len().max(held_bytes), 0);
+            source.source.read(held.clone(), &mut bytes[..held_bytes])?;
         }
         let from = &bytes[(rows.start - held.start) * row_bytes..(rows.end - held.start) * row_bytes];
         let to = &mut region[chunk.offset..][..chunk.tiles.len() * matrix.tile_bytes];

@@ -98,9 +98,9 @@ impl Weights {
 }
 
 impl RowSource for Weights {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
         let row_bytes = self.bytes.len() / self.rows;
-        bytes.extend_from_slice(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
+        bytes.copy_from_slice(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
         Ok(())
     }
 }

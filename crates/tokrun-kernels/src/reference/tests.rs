@@ -26,8 +26,8 @@ impl Plain {
 }
 
 impl RowSource for Plain {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-        bytes.extend_from_slice(&self.0[rows.start * self.1..rows.end * self.1]);
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
+        bytes.copy_from_slice(&self.0[rows.start * self.1..rows.end * self.1]);
         Ok(())
     }
 }

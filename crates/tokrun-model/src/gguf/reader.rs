@@ -145,13 +145,26 @@ impl<'a> Reader<'a> {
         Ok(match kind.expect("its size is known") {
             Kind::Bool => Value::Bools((0..length).map(|_| self.bool(what)).collect::<Result<_, _>>()?),
             Kind::String => Value::Strings((0..length).map(|_| self.borrowed_text(what)).collect::<Result<_, _>>()?),
-            Kind::F32 => Value::Floats((0..length).map(|_| self.f32(what)).collect::<Result<_, _>>()?),
-            Kind::F64 => Value::Floats((0..length).map(|_| self.f64_as_f32(what)).collect::<Result<_, _>>()?),
+            Kind::F32 => Value::Floats(self.numbers(length, what, f32::from_le_bytes)?),
+            Kind::F64 => Value::Floats(self.numbers(length, what, |bytes| f64::from_le_bytes(bytes) as f32)?),
+            // What vocabularies are full of.
+            Kind::Int(4, true) => Value::Ints(self.numbers(length, what, |bytes| i32::from_le_bytes(bytes).into())?),
             Kind::Int(bytes, signed) => {
                 Value::Ints((0..length).map(|_| self.int(bytes, signed, what)).collect::<Result<_, _>>()?)
             }
             Kind::Array => unreachable!("an array has no size of its own"),
         })
+    }
+
+    /// An array of numbers of `N` bytes.
+    fn numbers<T, const N: usize>(
+        &mut self,
+        length: u64,
+        what: &str,
+        number: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, Reason> {
+        let bytes = self.take(length * N as u64, what)?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect())
     }
 
     fn tensors(&mut self, count: u64) -> Result<BTreeMap<String, TensorInfo>, Reason> {
@@ -218,10 +231,12 @@ impl<'a> Reader<'a> {
     }
 
     fn borrowed_text(&mut self, what: &str) -> Result<Cow<'a, str>, Reason> {
-        Ok(match String::from_utf8_lossy(self.string_bytes(what)?) {
-            Cow::Borrowed(text) => Cow::Borrowed(text.trim_end_matches('\0')),
-            Cow::Owned(text) => Cow::Owned(text.trim_end_matches('\0').to_owned()),
-        })
+        let mut bytes = self.string_bytes(what)?;
+        while let [rest @ .., 0] = bytes {
+            bytes = rest;
+        }
+        // Quicker than the lossy reading, which is seldom needed.
+        Ok(str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed))
     }
 
     fn string_bytes(&mut self, what: &str) -> Result<&'a [u8], Reason> {
@@ -255,14 +270,6 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self, what: &str) -> Result<u64, Reason> {
         Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    fn f32(&mut self, what: &str) -> Result<f32, Reason> {
-        Ok(f32::from_le_bytes(self.array(what)?))
-    }
-
-    fn f64_as_f32(&mut self, what: &str) -> Result<f32, Reason> {
-        Ok(f64::from_le_bytes(self.array(what)?) as f32)
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Reason> {

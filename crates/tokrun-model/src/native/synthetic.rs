@@ -232,16 +232,15 @@ impl Pool {
 }
 
 impl RowSource for Pool {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
         let blocks = self.bytes.len() / self.block_bytes;
-        for row in rows {
+        for (row, mut bytes) in rows.zip(bytes.chunks_exact_mut(self.row_bytes)) {
             let mut at = row.wrapping_mul(1_000_003) % blocks * self.block_bytes;
-            let mut left = self.row_bytes;
-            while left > 0 {
-                let count = left.min(self.bytes.len() - at);
-                bytes.extend_from_slice(&self.bytes[at..at + count]);
-                left -= count;
-                at = 0;
+            while !bytes.is_empty() {
+                let count = bytes.len().min(self.bytes.len() - at);
+                let (now, later) = bytes.split_at_mut(count);
+                now.copy_from_slice(&self.bytes[at..at + count]);
+                (bytes, at) = (later, 0);
             }
         }
         Ok(())
@@ -252,7 +251,7 @@ impl RowSource for Pool {
 struct Shared(Arc<Pool>);
 
 impl RowSource for Shared {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
         self.0.read(rows, bytes)
     }
 }
@@ -344,11 +343,11 @@ mod tests {
             let pool = Pool::new(weight_type, 1024);
             let far = deviation(weight_type, &pool.bytes) * 32.0;
             assert!((0.7..1.4).contains(&far), "{}: {far}", weight_type.name());
-            let (mut one, mut other) = (Vec::new(), Vec::new());
+            let row_bytes = weight_type.row_bytes(1024).expect("whole blocks");
+            let (mut one, mut other) = (vec![0; 2 * row_bytes], vec![0; row_bytes]);
             pool.read(3..5, &mut one).expect("nothing is read");
             pool.read(4..5, &mut other).expect("nothing is read");
-            assert_eq!(one.len(), 2 * weight_type.row_bytes(1024).expect("whole blocks"));
-            assert_eq!(one[one.len() / 2..], other);
+            assert_eq!(one[row_bytes..], other);
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) trait Weights {
     /// A tensor of one dimension, as f32.
     fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.tensor(name, &[length])?;
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; tensor.weight_type.row_bytes(length).unwrap_or(0)];
         tensor.read(0..1, &mut bytes).map_err(|error| ModelError::Weights(error.into()))?;
         match tensor.weight_type {
             WeightType::F32 => Ok(numbers(&bytes, f32::from_le_bytes)),
@@ -86,7 +86,7 @@ impl<'a> Matrix<'a> {
 }
 
 impl RowSource for Matrix<'_> {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
         self.source.read(self.start + rows.start..self.start + rows.end, bytes)
     }
 }
@@ -99,10 +99,8 @@ struct FileRows<'a> {
 }
 
 impl RowSource for FileRows<'_> {
-    fn read(&self, rows: Range<usize>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
-        let before = bytes.len();
-        bytes.resize(before + rows.len() * self.row_bytes, 0);
-        self.file.read_exact_at(&mut bytes[before..], self.offset + (rows.start * self.row_bytes) as u64)
+    fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.file.read_exact_at(bytes, self.offset + (rows.start * self.row_bytes) as u64)
     }
 }
 

@@ -34,12 +34,16 @@ fn merges(vocabulary: &Vocabulary<'_>, table: &TokenTable) -> Result<Vec<(TokenI
     let lines = vocabulary.metadata.strings("tokenizer.ggml.merges");
     let lines = lines.ok_or_else(|| broken("tokenizer.ggml.merges is missing"))?;
     let mut whole = String::new();
+    // Vocabularies are mostly in the order of their merges: what a pair becomes follows what the one before became.
+    let mut next = 0;
     let mut merge = |line: &str| {
         let (left, right) = line.split_once(' ')?;
         whole.clear();
         whole.push_str(left);
         whole.push_str(right);
-        Some((table.id(left)?, table.id(right)?, table.id(&whole)?))
+        let merged = if table.token(next) == Some(&whole) { next } else { table.id(&whole)? };
+        next = merged.saturating_add(1);
+        Some((table.id(left)?, table.id(right)?, merged))
     };
     let mut checked = |line| merge(line).ok_or_else(|| broken(format!("the merge {line:?} is not of tokens")));
     lines.iter().map(&mut checked).collect()
