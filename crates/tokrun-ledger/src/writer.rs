@@ -22,7 +22,8 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::{Clock, GrantKind, LedgerError, Result, admin};
 
-/// At most one commit in this time: an fsync costs about as much, and a reader sees no difference below it.
+/// At most one commit in this time on average, one more after a pause: an fsync costs about as much, and a reader sees no
+/// difference below it. The one more is for a short answer, which ends right after its first token.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How many jobs one transaction takes. Far more than an engine has sequences; it bounds the memory of a flood.
@@ -269,13 +270,13 @@ impl Writer {
     /// Works until every sender is gone, or a job panics: then whatever is queued is answered
     /// [`LedgerError::Closed`], by being dropped, and so is whatever comes later.
     pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
-        let mut next_commit = Instant::now();
+        let mut due = Instant::now();
         while !self.broken
             && let Ok(first) = jobs.recv()
         {
             let mut batch = vec![first];
-            gather(jobs, &mut batch, next_commit);
-            next_commit = Instant::now() + COMMIT_INTERVAL;
+            gather(jobs, &mut batch, due);
+            due = (due + COMMIT_INTERVAL).max(Instant::now());
             self.commit(batch);
         }
         self.close();
