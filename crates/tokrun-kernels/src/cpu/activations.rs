@@ -108,6 +108,7 @@ impl Encoded {
             f32: array(slots)?,
         };
         let group = level.group_rows().min(GROUP_ROWS_MAX);
+        assert!(group.is_power_of_two(), "groups of {group} rows");
         Ok(Self { width, capacity: rows, rows: 0, group, forms: Forms::default(), planes })
     }
 
@@ -285,7 +286,8 @@ fn group_size(left: usize, largest: usize) -> usize {
 
 /// First row and size of the group of `row`.
 fn group_of(rows: usize, largest: usize, row: usize) -> (usize, usize) {
-    let start = row / largest * largest;
+    // A power of two: this is found for every block, and dividing would take longer than encoding it.
+    let start = row & !(largest - 1);
     (start, group_size(rows - start, largest))
 }
 
@@ -352,13 +354,14 @@ impl Slots {
                 for (codes, from) in codes.iter_mut().zip(q.codes) {
                     simd.store_i8(from, codes);
                 }
-                let total = q.totals[0] + q.totals[1];
+                let total = simd.sum_i32(simd.add_i32(q.codes[0], q.codes[1]));
                 self.scales.add(slot).write(q.scale);
                 self.totals.add(slot).write(-total);
                 self.sums.add(slot).write(q.scale * total as f32);
             }
             if self.forms.halves {
-                for (total, at) in q.totals.into_iter().zip(self.half_slots(row, block)) {
+                for (codes, at) in q.codes.into_iter().zip(self.half_slots(row, block)) {
+                    let total = simd.sum_i32(codes);
                     // SAFETY: as above.
                     unsafe {
                         self.half_totals.add(at).write(-total);
@@ -389,8 +392,6 @@ struct Quantised<S: Simd> {
     codes: [S::I32; 2],
     /// What the codes are multiplied with.
     scale: f32,
-    /// Sums of 16 codes.
-    totals: [i32; 2],
 }
 
 impl<S: Simd> Quantised<S> {
@@ -399,8 +400,7 @@ impl<S: Simd> Quantised<S> {
         let top = simd.largest(simd.max(simd.abs(a), simd.abs(b)));
         let inverse = simd.splat(if top > VANISHING { 127.0 / top } else { 0.0 });
         let codes = [simd.to_i32(simd.mul(a, inverse)), simd.to_i32(simd.mul(b, inverse))];
-        let totals = [simd.sum_i32(codes[0]), simd.sum_i32(codes[1])];
-        Self { codes, scale: top / 127.0, totals }
+        Self { codes, scale: top / 127.0 }
     }
 }
 

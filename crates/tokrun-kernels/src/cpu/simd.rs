@@ -71,6 +71,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn largest(self, a: Self::F32) -> f32;
 
     fn splat_i32(self, x: i32) -> Self::I32;
+    /// `a + b`, wrapping.
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// `a << BITS`.
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32;
     /// Sum over lanes, wrapping.

@@ -191,6 +191,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        // SAFETY: as above.
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32 {
         // SAFETY: as above.
         unsafe {

@@ -145,6 +145,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
     fn shift_left_i32<const BITS: u32>(self, a: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_slli_epi32::<BITS>(a) }

@@ -184,6 +184,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        // SAFETY: as above.
+        unsafe { each!(vaddq_s32, a, b) }
+    }
+
+    #[inline(always)]
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32 {
         // SAFETY: as above.
         unsafe {

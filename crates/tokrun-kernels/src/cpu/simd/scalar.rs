@@ -186,6 +186,11 @@ impl Simd for Scalar {
     }
 
     #[inline(never)]
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(never)]
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32 {
         map(a, |a| a << BITS)
     }
