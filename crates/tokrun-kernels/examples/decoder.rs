@@ -74,20 +74,18 @@ type Part = (usize, usize, usize);
 
 impl Decoder {
     fn new(cpu: &mut Cpu, weight_type: WeightType) -> Result<Self, KernelError> {
-        let (narrow, wide) = (MadeUp::new(weight_type, WIDTH), MadeUp::new(weight_type, HIDDEN));
-        let narrow = |rows: usize| matrix(&narrow, weight_type, rows, WIDTH);
+        let narrow = |rows: usize| matrix(weight_type, rows, WIDTH);
         let layer = |cpu: &mut Cpu| -> Result<Layer, KernelError> {
             let kv = narrow(KV_HEADS * HEAD_DIM);
             Ok(Layer {
                 qkv: cpu.pack_linear(&[narrow(HEADS * HEAD_DIM), kv, kv])?,
                 output: cpu.pack_linear(&[narrow(WIDTH)])?,
                 gated: cpu.pack_gated(narrow(HIDDEN), narrow(HIDDEN))?,
-                down: cpu.pack_linear(&[matrix(&wide, weight_type, WIDTH, HIDDEN)])?,
+                down: cpu.pack_linear(&[matrix(weight_type, WIDTH, HIDDEN)])?,
             })
         };
         let layers = (0..LAYERS).map(|_| layer(cpu)).collect::<Result<_, _>>()?;
-        let table = MadeUp::new(WeightType::Q8_0, WIDTH);
-        let table = cpu.pack_linear(&[matrix(&table, WeightType::Q8_0, VOCABULARY, WIDTH)])?;
+        let table = cpu.pack_linear(&[matrix(WeightType::Q8_0, VOCABULARY, WIDTH)])?;
 
         let frequencies = (0..32).map(|i| 100_000f32.powf(-(i as f32) / 32.0)).collect();
         let rope = cpu.add_rope(Rope { frequencies, magnitude: 1.0, style: RopeStyle::Interleaved });
@@ -184,9 +182,7 @@ fn step(parts: &[Part]) -> Step {
 }
 
 /// Weights all bytes of which are the same: a small number in every type.
-struct MadeUp {
-    row_bytes: usize,
-}
+struct MadeUp;
 
 impl RowSource for MadeUp {
     fn read(&self, _: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
@@ -195,12 +191,6 @@ impl RowSource for MadeUp {
     }
 }
 
-impl MadeUp {
-    fn new(weight_type: WeightType, columns: usize) -> Self {
-        Self { row_bytes: weight_type.row_bytes(columns).expect("columns of whole blocks") }
-    }
-}
-
-fn matrix(source: &MadeUp, weight_type: WeightType, rows: usize, columns: usize) -> MatrixSource<'_> {
-    MatrixSource { rows, columns, weight_type, source, bias: None }
+fn matrix(weight_type: WeightType, rows: usize, columns: usize) -> MatrixSource<'static> {
+    MatrixSource { rows, columns, weight_type, source: &MadeUp, bias: None }
 }

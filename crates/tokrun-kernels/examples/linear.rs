@@ -27,8 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut cpu = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
     let count = if batch > 16 { 1 } else { (WEIGHT_BYTES / (row_bytes * rows)).clamp(1, 1000) };
-    let source = Codes { row_bytes };
-    let matrix = MatrixSource { rows, columns, weight_type, source: &source, bias: None };
+    let matrix = MatrixSource { rows, columns, weight_type, source: &Codes, bias: None };
     let start = Instant::now();
     let matrices: Vec<_> = (0..count).map(|_| cpu.pack_linear(&[matrix])).collect::<Result<_, _>>()?;
     let bytes = (row_bytes * rows * count) as f64;
@@ -64,9 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Weights whose values do not matter: all bytes are the same, and small as scales.
-struct Codes {
-    row_bytes: usize,
-}
+struct Codes;
 
 impl RowSource for Codes {
     fn read(&self, _: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {

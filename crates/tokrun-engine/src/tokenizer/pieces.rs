@@ -54,7 +54,8 @@ impl Pieces {
                 added[index] = Some(token.content);
             }
         }
-        let mut pieces = Self { bytes: Vec::new(), ends: Vec::with_capacity(vocab_size), special, start: reading.start };
+        let mut pieces =
+            Self { bytes: Vec::new(), ends: Vec::with_capacity(vocab_size), special, start: reading.start };
         for (id, added) in (0 as TokenId..).zip(added) {
             let token = match added {
                 Some(token) => Cow::Owned(token),

@@ -29,33 +29,55 @@ pub(super) const GROUPS: usize = 8;
 /// minimum and product are of the whole block: those at 0. Without `MINS` there are no minimums.
 pub(super) trait Format: Send + Sync + 'static {
     /// Codes of a unit of 16 rows.
-    type Codes: Plain;
+    type Codes: Codes;
     /// Scales of a unit of 16 rows.
-    type Scales: Plain;
+    type Scales: Scales;
     /// Blocks of 32 columns a unit.
-    const BLOCKS: usize;
+    const BLOCKS: usize = Self::Codes::BLOCKS;
     /// Whether each 16 columns have a scale of their own.
-    const HALVES: bool;
+    const HALVES: bool = Self::Scales::HALVES;
     /// Whether there are minimums.
-    const MINS: bool;
+    const MINS: bool = Self::Scales::MINS;
     /// Codes are so many powers of two larger than weights; none: they are what the scale multiplies.
     const ZERO_BITS: Option<u32>;
 
+    /// Puts one block of the file, of row `row` of the tile, where it belongs.
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut Self::Scales);
+}
+
+/// How codes lie.
+pub(super) trait Codes: Plain {
+    /// Blocks of 32 columns.
+    const BLOCKS: usize = 1;
+
     /// The codes of columns `4 group..` of `block`, unsigned.
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes;
-    /// Scales of a block.
-    fn scales<S: Simd>(simd: S, scales: &Self::Scales, block: usize) -> [S::F32; 2];
-    /// Minimums of a block.
+    fn get<S: Simd>(&self, simd: S, block: usize, group: usize) -> S::Bytes;
+}
+
+/// Superblocks.
+impl<C: Codes, const BLOCKS: usize> Codes for [C; BLOCKS] {
+    const BLOCKS: usize = BLOCKS;
+
     #[inline(always)]
-    fn mins<S: Simd>(simd: S, _: &Self::Scales, _: usize) -> [S::F32; 2] {
-        [simd.splat(0.0); 2]
+    fn get<S: Simd>(&self, simd: S, block: usize, group: usize) -> S::Bytes {
+        self[block].get(simd, 0, group)
     }
 }
 
-/// Formats that files are packed into.
-pub(super) trait Pack: Format {
-    /// Puts one block of the file, of row `row` of the tile, where it belongs.
-    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut Self::Scales);
+/// How scales lie.
+pub(super) trait Scales: Plain {
+    /// See [`Format`].
+    const HALVES: bool = false;
+    /// See [`Format`].
+    const MINS: bool = false;
+
+    /// Scales of a block.
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2];
+    /// Minimums of a block.
+    #[inline(always)]
+    fn mins<S: Simd>(&self, simd: S, _: usize) -> [S::F32; 2] {
+        [simd.splat(0.0); 2]
+    }
 }
 
 /// Calls `$body` with `$F` standing for the format of a quantised weight type.
@@ -102,14 +124,14 @@ pub(super) fn row_values<S: Simd, F: Format>(
     block: usize,
     row: usize,
 ) -> [f32; BLOCK] {
-    let scales_of_row = lanes_of(simd, F::scales(simd, scales, block), row);
-    let mins_of_row = lanes_of(simd, F::mins(simd, scales, block), row);
+    let scales_of_row = lanes_of(simd, scales.scales(simd, block), row);
+    let mins_of_row = lanes_of(simd, scales.mins(simd, block), row);
     let zero = F::ZERO_BITS.map_or(0, |bits| 1 << bits);
     let mut values = [0.0; BLOCK];
     for (group, values) in values.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         let half = if F::HALVES { group / 4 } else { 0 };
         let mut bytes = [0; 4 * LANES];
-        simd.store_bytes(F::codes(simd, codes, block, group), &mut bytes);
+        simd.store_bytes(codes.get(simd, block, group), &mut bytes);
         for (value, code) in values.iter_mut().zip(&bytes[4 * row..]) {
             let product = scales_of_row[half] * (i32::from(*code) - zero) as f32;
             *value = if F::MINS { product + mins_of_row[half] } else { product };
@@ -156,3 +178,11 @@ macro_rules! plain {
 }
 use plain;
 plain!(Halfs);
+
+/// A scale a row.
+impl Scales for Halfs {
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, _: usize) -> [S::F32; 2] {
+        [self.get(simd); 2]
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::activations::Forms;
 use super::arena::{Arena, Region};
 use super::floats::{Bf16Pairs, Floats, RoundToBf16, Single};
-use super::formats::{BLOCK, Format, Pack, unit_bytes, with_format};
+use super::formats::{BLOCK, Format, unit_bytes, with_format};
 use super::memory::Plain;
 use super::pool::Pool;
 use super::product::{Quantised, Weights, cast_mut};
@@ -277,7 +277,7 @@ fn tiles_of(rows: usize) -> usize {
     rows.div_ceil(2 * LANES) * 2
 }
 
-fn pack_units<F: Pack>(matrix: &Matrix, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+fn pack_units<F: Format>(matrix: &Matrix, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
     let units = matrix.blocks / F::BLOCKS;
     let (codes, scales) = tile.split_at_mut(units * size_of::<F::Codes>());
     let (codes, scales) = (cast_mut::<F::Codes>(codes, units), cast_mut::<F::Scales>(scales, units));

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::activations::{Encoded, Forms, GroupAt, Int8Blocks};
-use super::formats::Format;
+use super::formats::{Codes, Format, Scales};
 use super::memory::{Disjoint, Plain};
 use super::norm::{load_part, store_part};
 use super::simd::{Kernel, LANES, Simd};
@@ -125,8 +125,8 @@ impl<F: Format> Weights for Quantised<F> {
                 let dots = dot_products::<S, F, T, P>(simd, &tiles, (unit, block), &x, column);
                 for p in 0..P {
                     tiles[p].prefetch(simd, unit, block);
-                    let scales = F::scales(simd, &tiles[p].scales[unit], block);
-                    let mins = F::mins(simd, &tiles[p].scales[unit], block);
+                    let scales = tiles[p].scales[unit].scales(simd, block);
+                    let mins = tiles[p].scales[unit].mins(simd, block);
                     for t in 0..T {
                         let product = scale::<S, F>(simd, [dots[0][p][t], dots[1][p][t]], scales);
                         sums[p][t] = simd.fma(product, simd.splat(x.scales[column][t]), sums[p][t]);
@@ -174,7 +174,7 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
         let half = if F::HALVES { group / 4 } else { 0 };
         let mut weights = [simd.splat_byte(0); P];
         for p in 0..P {
-            weights[p] = F::codes(simd, &tiles[p].codes[unit], block, group);
+            weights[p] = tiles[p].codes[unit].get(simd, block, group);
         }
         for t in 0..T {
             let four = simd.splat_lane(&x.codes[column][t][group]);

@@ -5,7 +5,7 @@
 
 use super::legacy::FiveBits;
 use super::planes::{Bits, Nibbles, Pairs, file_bits, join};
-use super::{Format, GROUPS, Halfs, Pack, plain};
+use super::{Codes, Format, GROUPS, Halfs, Scales, plain};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{k_scales, q3_k_scales};
 
@@ -68,7 +68,23 @@ pub(in crate::cpu) struct NibbleScales {
 
 plain!(ThreeBits SixBits BlockScales HalfScales NibbleScales);
 
-impl BlockScales {
+impl Codes for ThreeBits {
+    #[inline(always)]
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
+        simd.or(self.low.get(simd, 0, group), self.high.get::<S, 2>(simd, group))
+    }
+}
+
+impl Codes for SixBits {
+    #[inline(always)]
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
+        simd.or(self.low.get(simd, 0, group), simd.shift_left::<4>(self.high.get(simd, 0, group)))
+    }
+}
+
+impl Scales for BlockScales {
+    const MINS: bool = true;
+
     #[inline(always)]
     fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
         [simd.mul(self.scale.get(simd), simd.load_u8(&self.scales[block])); 2]
@@ -79,7 +95,9 @@ impl BlockScales {
         let min = simd.sub(simd.splat(0.0), self.min.get(simd));
         [simd.mul(min, simd.load_u8(&self.mins[block])); 2]
     }
+}
 
+impl BlockScales {
     /// From the 16 bytes at the start of a superblock.
     #[inline(always)]
     fn put(&mut self, row: usize, file: &[u8]) {
@@ -93,20 +111,45 @@ impl BlockScales {
     }
 }
 
-impl HalfScales {
+impl Scales for HalfScales {
+    const HALVES: bool = true;
+
     #[inline(always)]
     fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
         let scale = self.scale.get(simd);
         let [first, second] = &self.scales[block];
         [simd.mul(scale, simd.load_i8(first)), simd.mul(scale, simd.load_i8(second))]
     }
+}
 
+impl HalfScales {
     #[inline(always)]
     fn put(&mut self, row: usize, file: &[u8], scale_at: usize, scales: [i8; 2 * BLOCKS]) {
         self.scale.put(row, file, scale_at);
         for (to, from) in self.scales.as_flattened_mut().iter_mut().zip(scales) {
             to[row] = from;
         }
+    }
+}
+
+impl Scales for NibbleScales {
+    const HALVES: bool = true;
+    const MINS: bool = true;
+
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        let scale = self.scale.get(simd);
+        let [first, second] = &self.packed[block];
+        let ([first, _], [second, _]) = (Self::unpack(simd, first), Self::unpack(simd, second));
+        [simd.mul(scale, first), simd.mul(scale, second)]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        let min = simd.sub(simd.splat(0.0), self.min.get(simd));
+        let [first, second] = &self.packed[block];
+        let ([_, first], [_, second]) = (Self::unpack(simd, first), Self::unpack(simd, second));
+        [simd.mul(min, first), simd.mul(min, second)]
     }
 }
 
@@ -136,34 +179,8 @@ fn nibbles_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
 impl Format for Q2K {
     type Codes = [Pairs; BLOCKS];
     type Scales = NibbleScales;
-    const BLOCKS: usize = BLOCKS;
-    const HALVES: bool = true;
-    const MINS: bool = true;
     const ZERO_BITS: Option<u32> = None;
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        codes[block].get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &NibbleScales, block: usize) -> [S::F32; 2] {
-        let scale = scales.scale.get(simd);
-        let [first, second] = &scales.packed[block];
-        let ([first, _], [second, _]) = (NibbleScales::unpack(simd, first), NibbleScales::unpack(simd, second));
-        [simd.mul(scale, first), simd.mul(scale, second)]
-    }
-
-    #[inline(always)]
-    fn mins<S: Simd>(simd: S, scales: &NibbleScales, block: usize) -> [S::F32; 2] {
-        let min = simd.sub(simd.splat(0.0), scales.min.get(simd));
-        let [first, second] = &scales.packed[block];
-        let ([_, first], [_, second]) = (NibbleScales::unpack(simd, first), NibbleScales::unpack(simd, second));
-        [simd.mul(min, first), simd.mul(min, second)]
-    }
-}
-
-impl Pack for Q2K {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut NibbleScales) {
         scales.scale.put(row, file, 80);
@@ -180,24 +197,8 @@ impl Pack for Q2K {
 impl Format for Q3K {
     type Codes = [ThreeBits; BLOCKS];
     type Scales = HalfScales;
-    const BLOCKS: usize = BLOCKS;
-    const HALVES: bool = true;
-    const MINS: bool = false;
     const ZERO_BITS: Option<u32> = Some(2);
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        let codes = &codes[block];
-        simd.or(codes.low.get(simd, group), codes.high.get::<S, 2>(simd, group))
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &HalfScales, block: usize) -> [S::F32; 2] {
-        scales.scales(simd, block)
-    }
-}
-
-impl Pack for Q3K {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {
         scales.put(row, file, 108, q3_k_scales(&file[96..108]));
@@ -212,28 +213,8 @@ impl Pack for Q3K {
 impl Format for Q4K {
     type Codes = [Nibbles; BLOCKS];
     type Scales = BlockScales;
-    const BLOCKS: usize = BLOCKS;
-    const HALVES: bool = false;
-    const MINS: bool = true;
     const ZERO_BITS: Option<u32> = None;
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        codes[block].get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
-        scales.scales(simd, block)
-    }
-
-    #[inline(always)]
-    fn mins<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
-        scales.mins(simd, block)
-    }
-}
-
-impl Pack for Q4K {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
         scales.put(row, file);
@@ -246,28 +227,8 @@ impl Pack for Q4K {
 impl Format for Q5K {
     type Codes = [FiveBits; BLOCKS];
     type Scales = BlockScales;
-    const BLOCKS: usize = BLOCKS;
-    const HALVES: bool = false;
-    const MINS: bool = true;
     const ZERO_BITS: Option<u32> = None;
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        codes[block].get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
-        scales.scales(simd, block)
-    }
-
-    #[inline(always)]
-    fn mins<S: Simd>(simd: S, scales: &BlockScales, block: usize) -> [S::F32; 2] {
-        scales.mins(simd, block)
-    }
-}
-
-impl Pack for Q5K {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
         scales.put(row, file);
@@ -281,24 +242,8 @@ impl Pack for Q5K {
 impl Format for Q6K {
     type Codes = [SixBits; BLOCKS];
     type Scales = HalfScales;
-    const BLOCKS: usize = BLOCKS;
-    const HALVES: bool = true;
-    const MINS: bool = false;
     const ZERO_BITS: Option<u32> = Some(5);
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        let codes = &codes[block];
-        simd.or(codes.low.get(simd, group), simd.shift_left::<4>(codes.high.get(simd, group)))
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &HalfScales, block: usize) -> [S::F32; 2] {
-        scales.scales(simd, block)
-    }
-}
-
-impl Pack for Q6K {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {
         let mut sub_scales = [0; 2 * BLOCKS];

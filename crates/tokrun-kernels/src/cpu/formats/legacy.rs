@@ -1,7 +1,7 @@
 //! Blocks of 32 columns with half-precision scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. As large as in the file.
 
 use super::planes::{Bits, Nibbles, Whole, file_nibbles, join, word};
-use super::{Format, GROUPS, Halfs, Pack, plain};
+use super::{Codes, Format, GROUPS, Halfs, Scales, plain};
 use crate::cpu::simd::Simd;
 
 /// `scale * (code - 8)`.
@@ -23,12 +23,14 @@ pub(in crate::cpu) struct FiveBits {
     high: Bits,
 }
 
-impl FiveBits {
+impl Codes for FiveBits {
     #[inline(always)]
-    pub(super) fn get<S: Simd>(&self, simd: S, group: usize) -> S::Bytes {
-        simd.or(self.low.get(simd, group), self.high.get::<S, 4>(simd, group))
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
+        simd.or(self.low.get(simd, 0, group), self.high.get::<S, 4>(simd, group))
     }
+}
 
+impl FiveBits {
     #[inline(always)]
     pub(super) fn put(&mut self, row: usize, codes: &[u32; GROUPS]) {
         self.low.put(row, codes);
@@ -44,28 +46,36 @@ pub(in crate::cpu) struct ScaleAndMin {
     min: Halfs,
 }
 
+impl Scales for ScaleAndMin {
+    const MINS: bool = true;
+
+    #[inline(always)]
+    fn scales<S: Simd>(&self, simd: S, _: usize) -> [S::F32; 2] {
+        [self.scale.get(simd); 2]
+    }
+
+    #[inline(always)]
+    fn mins<S: Simd>(&self, simd: S, _: usize) -> [S::F32; 2] {
+        [self.min.get(simd); 2]
+    }
+}
+
+impl ScaleAndMin {
+    /// From the four bytes at the start of a block.
+    #[inline(always)]
+    fn put(&mut self, row: usize, file: &[u8]) {
+        self.scale.put(row, file, 0);
+        self.min.put(row, file, 2);
+    }
+}
+
 plain!(FiveBits ScaleAndMin);
 
 impl Format for Q4_0 {
     type Codes = Nibbles;
     type Scales = Halfs;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = false;
     const ZERO_BITS: Option<u32> = Some(3);
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
-        codes.get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
-        [scales.get(simd); 2]
-    }
-}
-
-impl Pack for Q4_0 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut Halfs) {
         scales.put(row, file, 0);
@@ -76,32 +86,11 @@ impl Pack for Q4_0 {
 impl Format for Q4_1 {
     type Codes = Nibbles;
     type Scales = ScaleAndMin;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = true;
     const ZERO_BITS: Option<u32> = None;
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
-        codes.get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
-        [scales.scale.get(simd); 2]
-    }
-
-    #[inline(always)]
-    fn mins<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
-        [scales.min.get(simd); 2]
-    }
-}
-
-impl Pack for Q4_1 {
-    #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut ScaleAndMin) {
-        scales.scale.put(row, file, 0);
-        scales.min.put(row, file, 2);
+        scales.put(row, file);
         codes.put(row, &file_nibbles(&file[4..]));
     }
 }
@@ -109,23 +98,8 @@ impl Pack for Q4_1 {
 impl Format for Q5_0 {
     type Codes = FiveBits;
     type Scales = Halfs;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = false;
     const ZERO_BITS: Option<u32> = Some(4);
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &FiveBits, _: usize, group: usize) -> S::Bytes {
-        codes.get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
-        [scales.get(simd); 2]
-    }
-}
-
-impl Pack for Q5_0 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut Halfs) {
         scales.put(row, file, 0);
@@ -136,32 +110,11 @@ impl Pack for Q5_0 {
 impl Format for Q5_1 {
     type Codes = FiveBits;
     type Scales = ScaleAndMin;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = true;
     const ZERO_BITS: Option<u32> = None;
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &FiveBits, _: usize, group: usize) -> S::Bytes {
-        codes.get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
-        [scales.scale.get(simd); 2]
-    }
-
-    #[inline(always)]
-    fn mins<S: Simd>(simd: S, scales: &ScaleAndMin, _: usize) -> [S::F32; 2] {
-        [scales.min.get(simd); 2]
-    }
-}
-
-impl Pack for Q5_1 {
-    #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut ScaleAndMin) {
-        scales.scale.put(row, file, 0);
-        scales.min.put(row, file, 2);
+        scales.put(row, file);
         codes.put(row, &join::<4>(file_nibbles(&file[8..]), fifth_bits(word(file, 4))));
     }
 }
@@ -181,23 +134,8 @@ fn fifth_bits(bits: u32) -> [u32; GROUPS] {
 impl Format for Q8_0 {
     type Codes = Whole;
     type Scales = Halfs;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = false;
     const ZERO_BITS: Option<u32> = Some(7);
 
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Whole, _: usize, group: usize) -> S::Bytes {
-        codes.get(simd, group)
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
-        [scales.get(simd); 2]
-    }
-}
-
-impl Pack for Q8_0 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Whole, scales: &mut Halfs) {
         scales.put(row, file, 0);

@@ -2,7 +2,7 @@
 //!
 //! Codes come and go as eight groups of four columns, a `u32` or a lane each.
 
-use super::{GROUPS, plain};
+use super::{Codes, GROUPS, plain};
 use crate::cpu::simd::{LANES, Simd};
 
 /// 64 bytes: four of each row.
@@ -35,13 +35,15 @@ fn put(plane: &mut Plane, row: usize, codes: u32) {
     plane[4 * row..][..4].copy_from_slice(&codes.to_le_bytes());
 }
 
-impl Nibbles {
+impl Codes for Nibbles {
     #[inline(always)]
-    pub(super) fn get<S: Simd>(&self, simd: S, group: usize) -> S::Bytes {
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
         let plane = simd.load_bytes(&self.0[group % 4]);
         if group < 4 { simd.and(plane, simd.splat_byte(15)) } else { simd.shift_right::<4>(plane) }
     }
+}
 
+impl Nibbles {
     /// The low four bits of `codes`.
     #[inline(always)]
     pub(super) fn put(&mut self, row: usize, codes: &[u32; GROUPS]) {
@@ -51,9 +53,9 @@ impl Nibbles {
     }
 }
 
-impl Pairs {
+impl Codes for Pairs {
     #[inline(always)]
-    pub(super) fn get<S: Simd>(&self, simd: S, group: usize) -> S::Bytes {
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
         let plane = simd.load_bytes(&self.0[group / 4]);
         let moved = match group % 4 {
             0 => plane,
@@ -63,7 +65,9 @@ impl Pairs {
         };
         simd.and(moved, simd.splat_byte(3))
     }
+}
 
+impl Pairs {
     /// The low two bits of `codes`.
     #[inline(always)]
     pub(super) fn put(&mut self, row: usize, codes: &[u32; GROUPS]) {
@@ -105,12 +109,14 @@ impl Bits {
     }
 }
 
-impl Whole {
+impl Codes for Whole {
     #[inline(always)]
-    pub(super) fn get<S: Simd>(&self, simd: S, group: usize) -> S::Bytes {
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
         simd.load_bytes(&self.0[group])
     }
+}
 
+impl Whole {
     #[inline(always)]
     pub(super) fn put(&mut self, row: usize, codes: &[u32; GROUPS]) {
         for (plane, codes) in self.0.iter_mut().zip(codes) {

@@ -1,7 +1,7 @@
 //! Codes that name values of a table: IQ4_NL, IQ4_XS, MXFP4.
 
 use super::planes::{Nibbles, file_nibbles};
-use super::{Format, Halfs, Pack, plain};
+use super::{Codes, Format, Halfs, Scales, plain};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{IQ4_VALUES, MXFP4_DOUBLED, iq4_xs_scales};
 
@@ -33,84 +33,49 @@ pub(in crate::cpu) struct SignedScales {
     scales: [[i8; LANES]; 8],
 }
 
-plain!(SignedScales);
+/// Codes that name values of [`IQ4_BYTES`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct Iq4Codes(Nibbles);
 
-impl Format for Iq4Nl {
-    type Codes = Nibbles;
-    type Scales = Halfs;
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = false;
-    const ZERO_BITS: Option<u32> = Some(7);
+/// Codes that name values of [`MXFP4_BYTES`].
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct Mxfp4Codes(Nibbles);
 
+/// Scales that are powers of two.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(in crate::cpu) struct Exponents([u8; LANES]);
+
+plain!(SignedScales Iq4Codes Mxfp4Codes Exponents);
+
+impl Codes for Iq4Codes {
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
-        simd.look_up(&IQ4_BYTES, codes.get(simd, group))
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &Halfs, _: usize) -> [S::F32; 2] {
-        [scales.get(simd); 2]
-    }
-}
-
-impl Pack for Iq4Nl {
-    #[inline(always)]
-    fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut Halfs) {
-        scales.put(row, file, 0);
-        codes.put(row, &file_nibbles(&file[2..]));
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
+        simd.look_up(&IQ4_BYTES, self.0.get(simd, 0, group))
     }
 }
 
-impl Format for Iq4Xs {
-    type Codes = [Nibbles; 8];
-    type Scales = SignedScales;
-    const BLOCKS: usize = 8;
-    const HALVES: bool = false;
-    const MINS: bool = false;
-    const ZERO_BITS: Option<u32> = Some(7);
-
+impl Codes for Mxfp4Codes {
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Self::Codes, block: usize, group: usize) -> S::Bytes {
-        simd.look_up(&IQ4_BYTES, codes[block].get(simd, group))
-    }
-
-    #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &SignedScales, block: usize) -> [S::F32; 2] {
-        [simd.mul(scales.scale.get(simd), simd.load_i8(&scales.scales[block])); 2]
+    fn get<S: Simd>(&self, simd: S, _: usize, group: usize) -> S::Bytes {
+        simd.look_up(&MXFP4_BYTES, self.0.get(simd, 0, group))
     }
 }
 
-impl Pack for Iq4Xs {
+impl Scales for SignedScales {
     #[inline(always)]
-    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut SignedScales) {
-        scales.scale.put(row, file, 0);
-        for (to, from) in scales.scales.iter_mut().zip(iq4_xs_scales(&file[2..8])) {
-            to[row] = from;
-        }
-        for (codes, file) in codes.iter_mut().zip(file[8..].chunks_exact(16)) {
-            codes.put(row, &file_nibbles(file));
-        }
+    fn scales<S: Simd>(&self, simd: S, block: usize) -> [S::F32; 2] {
+        [simd.mul(self.scale.get(simd), simd.load_i8(&self.scales[block])); 2]
     }
 }
 
-impl Format for Mxfp4 {
-    type Codes = Nibbles;
-    type Scales = [u8; LANES];
-    const BLOCKS: usize = 1;
-    const HALVES: bool = false;
-    const MINS: bool = false;
-    const ZERO_BITS: Option<u32> = Some(4);
-
-    #[inline(always)]
-    fn codes<S: Simd>(simd: S, codes: &Nibbles, _: usize, group: usize) -> S::Bytes {
-        simd.look_up(&MXFP4_BYTES, codes.get(simd, group))
-    }
-
+impl Scales for Exponents {
     /// `2^(exponent - 128)`, in two factors, since neither 2^-128 nor 2^127 can be made in one step.
     #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &[u8; LANES], _: usize) -> [S::F32; 2] {
-        let exponent = simd.load_u8(scales);
+    fn scales<S: Simd>(&self, simd: S, _: usize) -> [S::F32; 2] {
+        let exponent = simd.load_u8(&self.0);
         let half = simd.round(simd.fma(exponent, simd.splat(0.5), simd.splat(-0.25)));
         let offset = simd.splat(64.0);
         let first = simd.scale_by_power(simd.splat(1.0), simd.sub(half, offset));
@@ -118,10 +83,43 @@ impl Format for Mxfp4 {
     }
 }
 
-impl Pack for Mxfp4 {
+impl Format for Iq4Nl {
+    type Codes = Iq4Codes;
+    type Scales = Halfs;
+    const ZERO_BITS: Option<u32> = Some(7);
+
     #[inline(always)]
-    fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut [u8; LANES]) {
-        scales[row] = file[0];
-        codes.put(row, &file_nibbles(&file[1..]));
+    fn pack(file: &[u8], row: usize, codes: &mut Iq4Codes, scales: &mut Halfs) {
+        scales.put(row, file, 0);
+        codes.0.put(row, &file_nibbles(&file[2..]));
+    }
+}
+
+impl Format for Iq4Xs {
+    type Codes = [Iq4Codes; 8];
+    type Scales = SignedScales;
+    const ZERO_BITS: Option<u32> = Some(7);
+
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut SignedScales) {
+        scales.scale.put(row, file, 0);
+        for (to, from) in scales.scales.iter_mut().zip(iq4_xs_scales(&file[2..8])) {
+            to[row] = from;
+        }
+        for (codes, file) in codes.iter_mut().zip(file[8..].chunks_exact(16)) {
+            codes.0.put(row, &file_nibbles(file));
+        }
+    }
+}
+
+impl Format for Mxfp4 {
+    type Codes = Mxfp4Codes;
+    type Scales = Exponents;
+    const ZERO_BITS: Option<u32> = Some(4);
+
+    #[inline(always)]
+    fn pack(file: &[u8], row: usize, codes: &mut Mxfp4Codes, scales: &mut Exponents) {
+        scales.0[row] = file[0];
+        codes.0.put(row, &file_nibbles(&file[1..]));
     }
 }

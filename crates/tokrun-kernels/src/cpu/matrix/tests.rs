@@ -68,7 +68,7 @@ fn shapes_that_do_not_fit_are_refused() {
         (4, 0, WeightType::F32, None),
         (4, 32, WeightType::F32, Some(&bias[..])),
     ] {
-        let source = MatrixSource { rows, columns, weight_type, source: &Broken(true), bias };
+        let source = MatrixSource { rows, columns, weight_type, source: &Broken, bias };
         let error = Packer::new(Level::best(), 1).pack_in_turn(&mut pool, &[source]);
         assert!(matches!(error, Err(KernelError::Shape { .. })), "{rows} x {columns} {weight_type:?}");
     }
