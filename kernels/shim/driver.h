@@ -12,7 +12,7 @@
 // FAKECUDA_DEVICES=n          so many devices (1)
 // FAKECUDA_CC=9.0             their compute capability
 // FAKECUDA_DRIVER=13.0        the CUDA version that the driver knows
-// FAKECUDA_MEMORY_BYTES=n     memory of each device (8 GiB)
+// FAKECUDA_MEMORY_BYTES=n     memory of each device (4 GiB)
 // FAKECUDA_SEED=n             shuffles the order that threads run in
 // FAKECUDA_FAIL_LAUNCH=n      the n-th launch fails, and with it everything after, as an illegal address does
 #pragma once

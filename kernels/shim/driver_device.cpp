@@ -39,7 +39,7 @@ Version driver_version() {
     return driver;
 }
 size_t device_memory_bytes() {
-    static const size_t bytes = strtoull(setting("FAKECUDA_MEMORY_BYTES", "8589934592"), nullptr, 10);
+    static const size_t bytes = strtoull(setting("FAKECUDA_MEMORY_BYTES", "4294967296"), nullptr, 10);
     return bytes;
 }
 int current_device() { return context ? static_cast<int>(static_cast<char*>(context) - contexts) : -1; }

@@ -7,6 +7,8 @@
 #include <list>
 #include <string>
 
+#include <unistd.h>
+
 #include "driver.h"
 #include "execution.h"
 
@@ -47,10 +49,14 @@ bool target_fits(const std::string& ptx) {
     return suffix == 'a' ? target == device : target <= device;
 }
 
-// A fault in a kernel ends the process, and says which one it was.
+// A fault in a kernel ends the process, and says which one it was. Without fprintf, which takes more stack than signal
+// handlers have.
 void say_where(int signal) {
     std::string where = shim::where();
-    if (!where.empty()) fprintf(stderr, "CUDA shim: %s: touched memory that is not there\n", where.c_str());
+    if (!where.empty()) {
+        where = "CUDA shim: " + where + ": touched memory that is not there\n";
+        [[maybe_unused]] ssize_t written = write(STDERR_FILENO, where.data(), where.size());
+    }
     std::signal(signal, SIG_DFL); // the fault comes again
 }
 

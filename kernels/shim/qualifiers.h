@@ -9,6 +9,6 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n))) // allowed in more places than alignas
 #define __grid_constant__
 #define __cluster_dims__(...)

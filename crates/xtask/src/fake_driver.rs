@@ -57,6 +57,17 @@ pub(crate) fn build(sanitize: bool) -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Runs the shim's own tests: what it must compute, and the faults of kernels that it must find.
+pub(crate) fn test() -> Result<()> {
+    let shim = root().join("kernels/shim");
+    let program = root().join("target/shim-tests");
+    let mut command = Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned()));
+    command.args(flags(false)).arg("-I").arg(&shim);
+    command.arg(shim.join("tests/tests.cpp")).arg(shim.join("execution.cpp")).arg("-o").arg(&program);
+    succeed(&mut command)?;
+    succeed(&mut Command::new(program))
+}
+
 struct Unit {
     source: PathBuf,
     object: PathBuf,

@@ -13,8 +13,10 @@ use anyhow::{Context, Result, bail};
 
 const HELP: &str = "\
 cargo xtask ci                        rustfmt, clippy and every test, as the continuous integration runs them
-cargo xtask fake-driver [--sanitize]  build a CUDA driver that runs the kernels on the processor, for tests; prints its
-                                      directory: LD_LIBRARY_PATH=$(cargo xtask fake-driver) cargo test
+cargo xtask fake-driver [--sanitize | --test]
+                                      build a CUDA driver that runs the kernels on the processor, for tests; prints its
+                                      directory: LD_LIBRARY_PATH=$(cargo xtask fake-driver) cargo test;
+                                      --sanitize: with the address sanitizer; --test: test the driver itself
 cargo xtask kernels [--check]         make kernels/ptx anew, or fail if it is not what kernels/*.cu say; shows what each kernel
                                       takes on each card (needs python3; installs the compiler into target/cuda-venv)
 cargo xtask fixtures                  make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["ci"] => ci(),
         ["fake-driver"] => fake_driver(false),
         ["fake-driver", "--sanitize"] => fake_driver(true),
+        ["fake-driver", "--test"] => fake_driver::test(),
         ["kernels"] => kernels::run(false),
         ["kernels", "--check"] => kernels::run(true),
         ["fixtures"] => fixtures(),
@@ -48,6 +51,7 @@ fn ci() -> Result<()> {
     run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     run("cargo", &["test"])?;
     kernels::run(true)?;
+    fake_driver::test()?;
     let driver = fake_driver::build(false)?;
     let arguments = ["test", "--lib", "--tests", "cuda"];
     succeed(Command::new("cargo").args(arguments).env("LD_LIBRARY_PATH", driver).env("TOKRUN_REQUIRE_CUDA", "1"))
