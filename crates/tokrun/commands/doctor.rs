@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tokrun_kernels::cuda::{Bandwidth, CudaDevice, Device};
+use tokrun_kernels::energy::EnergyMeter;
 use tokrun_ledger::Ledger;
 use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_model::store::{Resolved, Store};
@@ -98,27 +100,9 @@ fn gpu() -> Finding {
     use tokrun_kernels::cuda::{CudaUnavailable, probe};
     match probe() {
         Ok(machine) => {
-            let devices: Vec<String> = machine
-                .devices
-                .iter()
-                .map(|device| {
-                    format!(
-                        "cuda:{} {} (sm_{}{}), {} of {} free",
-                        device.ordinal,
-                        device.name,
-                        device.compute_capability.0,
-                        device.compute_capability.1,
-                        output::bytes(device.memory_free_bytes as u64),
-                        output::bytes(device.memory_total_bytes as u64),
-                    )
-                })
-                .collect();
+            let devices: Vec<String> = machine.devices.iter().map(card).collect();
             let (major, minor) = machine.driver_version;
-            Finding::note(
-                "gpu",
-                format!("{}; driver for CUDA {major}.{minor}", devices.join("; ")),
-                "this version computes on the CPU only",
-            )
+            Finding::good("gpu", format!("{}; driver for CUDA {major}.{minor}", devices.join("; ")))
         }
         Err(CudaUnavailable::NoDriver) => {
             Finding::good("gpu", "no CUDA driver; the CPU is used. With an Nvidia card, install its driver")
@@ -132,6 +116,30 @@ fn gpu() -> Finding {
             Finding::note("gpu", reason.to_string(), "reinstall the driver, or reboot after an update of it")
         }
     }
+}
+
+/// What there is to say of a card; what could not be measured is left out or explained.
+fn card(card: &CudaDevice) -> String {
+    let (major, minor) = card.compute_capability;
+    let mut what = format!(
+        "cuda:{} {} (compute capability {major}.{minor}), {} of {} free",
+        card.ordinal,
+        card.name,
+        output::bytes(card.memory_free_bytes as u64),
+        output::bytes(card.memory_total_bytes as u64),
+    );
+    let mut meter = EnergyMeter::cuda(card.ordinal);
+    match Device::open(card.ordinal).and_then(|device| device.bandwidth()) {
+        Ok(Bandwidth { copy_bytes_per_second, read_bytes_per_second }) => {
+            let (read, copy) = (read_bytes_per_second / 1e9, copy_bytes_per_second / 1e9);
+            what += &format!(", reads {read:.0} GB/s and copies {copy:.0} GB/s of its memory");
+        }
+        Err(error) => what += &format!(", its memory could not be measured: {error}"),
+    }
+    if let Some(power_w) = meter.as_mut().and_then(EnergyMeter::power_w) {
+        what += &format!(", draws {power_w:.0} W at that");
+    }
+    what
 }
 
 fn memory_available_bytes() -> u64 {
