@@ -105,7 +105,7 @@ impl Decoder {
             table,
             layers,
             attention,
-            norm: Norm { weight: vec![1.0; WIDTH], epsilon: 1e-5 },
+            norm: Norm { weight: vec![1.0; WIDTH].into(), epsilon: 1e-5 },
             kv: cpu.kv_cache(shape)?,
             x: cpu.rows(ROWS_MAX, WIDTH)?,
             qkv: cpu.rows(ROWS_MAX, (HEADS + 2 * KV_HEADS) * HEAD_DIM)?,

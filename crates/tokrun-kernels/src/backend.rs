@@ -9,6 +9,7 @@
 //! Every backend keeps this, so that greedy text is the same for any batch, chunking and thread count.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{KernelError, WeightType};
 
@@ -46,8 +47,8 @@ pub struct MatrixSource<'a> {
 /// Root-mean-square normalisation: `x / sqrt(mean(x^2) + epsilon) * weight`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
-    /// `[width]`; families that store `weight - 1` add the 1 when they load.
-    pub weight: Vec<f32>,
+    /// `[width]`; families that store `weight - 1` add the 1 when they load. Shared, so that a device keeps one copy of it.
+    pub weight: Arc<[f32]>,
     /// Added to the mean square.
     pub epsilon: f32,
 }
@@ -301,6 +302,12 @@ pub trait Backend: Send + Sized {
 
     /// The values, in this process's memory: `[rows, width]`, waiting until they are there.
     fn read<'a>(&mut self, x: &'a Self::Rows) -> &'a [f32];
+
+    /// What went wrong since the last call: a device may fail at any time, and operations have no way to say so. What was
+    /// read since the failure is worthless.
+    fn failure(&mut self) -> Option<KernelError> {
+        None
+    }
 
     /// Time spent in each operation since the last call, in order of first use, where the backend was asked to measure.
     fn take_profile(&mut self) -> Vec<OpTime> {

@@ -1,18 +1,31 @@
 //! CUDA devices, through a driver that is opened when it is asked for.
 
+mod attention;
+mod backend;
 mod bandwidth;
 mod device;
 mod error;
-#[allow(dead_code, reason = "the backend uses it")]
+mod formats;
+mod graph;
+mod launches;
+mod matrix;
+#[allow(dead_code, reason = "part of it is for tests")]
 mod memory;
+mod mixture;
 mod modules;
 mod order;
-#[allow(dead_code, reason = "the backend uses it")]
+mod products;
+mod rows;
+mod stage;
+#[allow(dead_code, reason = "part of it is for tests")]
 mod stream;
 
+pub use attention::CudaKv;
+pub use backend::{Cuda, CudaGated, CudaLinear};
 pub use bandwidth::Bandwidth;
 pub use device::Device;
 pub use error::CudaError;
+pub use rows::{CudaEncoded, CudaRows};
 
 use std::ffi::CStr;
 

@@ -4,6 +4,7 @@
 //! The CUDA driver is opened at run time, so that one binary starts on machines with and without a GPU.
 
 mod backend;
+mod codes;
 pub mod cpu;
 pub mod cuda;
 mod dequantise;
@@ -17,6 +18,7 @@ pub use backend::{
     OpTime, Rope, RopeId, RopeStyle, Routing, RowSource, Span, Step, Store,
 };
 pub use cpu::{Cpu, CpuOptions};
+pub use cuda::Cuda;
 pub use dequantise::dequantise;
 pub use error::KernelError;
 pub use reference::Reference;

@@ -271,7 +271,7 @@ fn route(logits: &[f32], routing: Routing) -> Vec<(usize, f64)> {
 fn normalise(x: &mut [f32], norm: &Norm) {
     assert_eq!(x.len(), norm.weight.len(), "the norm's width");
     let factor = inverse_rms(x, norm.epsilon);
-    for (x, &weight) in x.iter_mut().zip(&norm.weight) {
+    for (x, &weight) in x.iter_mut().zip(norm.weight.iter()) {
         *x = (f64::from(*x) * factor * f64::from(weight)) as f32;
     }
 }

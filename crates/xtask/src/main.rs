@@ -53,8 +53,12 @@ fn ci() -> Result<()> {
     kernels::run(true)?;
     fake_driver::test()?;
     let driver = fake_driver::build(false)?;
-    let arguments = ["test", "--lib", "--tests", "cuda"];
-    succeed(Command::new("cargo").args(arguments).env("LD_LIBRARY_PATH", driver).env("TOKRUN_REQUIRE_CUDA", "1"))
+    // The tests of whatever crate that say so in their names, and all of the backend's.
+    for arguments in [&["test", "--lib", "--tests", "cuda"][..], &["test", "--test", "cuda"]] {
+        let mut tests = Command::new("cargo");
+        succeed(tests.args(arguments).env("LD_LIBRARY_PATH", &driver).env("TOKRUN_REQUIRE_CUDA", "1"))?;
+    }
+    Ok(())
 }
 
 fn fake_driver(sanitize: bool) -> Result<()> {

@@ -16,11 +16,10 @@ pub(super) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
 
 use super::memory::Plain;
 use super::simd::{LANES, Simd};
+pub(super) use crate::codes::GROUPS;
 
 /// Columns of a block.
 pub(super) const BLOCK: usize = 32;
-/// Groups of four columns a block.
-pub(super) const GROUPS: usize = 8;
 
 /// One packed form.
 ///

@@ -104,7 +104,7 @@ fn prepared(head: &[f32], norm: Option<&Norm>, rope: Option<&Rope>, position: us
     let mut turned: Vec<f64> = head.iter().copied().map(f64::from).collect();
     if let Some(norm) = norm {
         let factor = inverse_rms(head, norm.epsilon);
-        for (x, &weight) in turned.iter_mut().zip(&norm.weight) {
+        for (x, &weight) in turned.iter_mut().zip(norm.weight.iter()) {
             *x *= factor * f64::from(weight);
         }
     }

@@ -111,7 +111,7 @@ fn embeddings_are_scaled_rows_of_the_table() {
 
 #[test]
 fn norms_divide_by_the_root_of_the_mean_square() {
-    let norm = Norm { weight: vec![1.0, 2.0], epsilon: 0.5 };
+    let norm = Norm { weight: [1.0, 2.0].into(), epsilon: 0.5 };
     // Mean square 24.5, root of 24.5 + 0.5 is 5.
     let mut backend = stepping(1);
     let mut x = rows_of(&[7.0, 0.0, 9.0], 3);
@@ -236,7 +236,7 @@ fn pairs_of_values_turn_as_their_style_says() {
 fn queries_and_keys_are_normalised_then_turned() {
     let mut backend = stepping(2);
     let rope = backend.add_rope(Rope { frequencies: vec![FRAC_PI_2], magnitude: 1.0, style: RopeStyle::Halves });
-    let norm = |weight: [f32; 2]| Norm { weight: weight.to_vec(), epsilon: 0.0 };
+    let norm = |weight: [f32; 2]| Norm { weight: weight.into(), epsilon: 0.0 };
     let attention =
         Attention { rope: Some(rope), head_norms: Some((norm([1.0, 1.0]), norm([1.0, 2.0]))), ..attention(1, 1, 2) };
     // Keys (3, 3) and (5, 5) become (1, 2); the second turns to (-2, 1). The query of row 1, (4, 4), becomes (1, 1) and

@@ -192,7 +192,7 @@ struct Heads {
 }
 
 fn head_norm(random: &mut Random, head_dim: usize) -> Norm {
-    Norm { weight: random.values(head_dim, 1.5), epsilon: 1e-6 }
+    Norm { weight: random.values(head_dim, 1.5).into(), epsilon: 1e-6 }
 }
 
 /// Of all or of part of a head.
@@ -221,7 +221,7 @@ fn length(head: &[f32], norm: Option<&Norm>) -> f64 {
         None => squares.sqrt(),
         Some(norm) => {
             let factor = (squares / head.len() as f64 + f64::from(norm.epsilon)).sqrt().recip();
-            let weighted = head.iter().zip(&norm.weight).map(|(&x, &weight)| f64::from(x * weight) * factor);
+            let weighted = head.iter().zip(norm.weight.iter()).map(|(&x, &weight)| f64::from(x * weight) * factor);
             weighted.map(|x| x * x).sum::<f64>().sqrt()
         }
     }

@@ -36,7 +36,7 @@ impl Case {
         let width: usize = matrices.iter().map(|matrix| matrix.rows).sum();
         let x = random.rows(rows, columns);
         let residual = (random.below(2) == 0).then(|| random.values(rows * width, 5.0));
-        let norm = (random.below(2) == 0).then(|| Norm { weight: random.values(columns, 2.0), epsilon: 1e-5 });
+        let norm = (random.below(2) == 0).then(|| Norm { weight: random.values(columns, 2.0).into(), epsilon: 1e-5 });
         Self { matrices, columns, rows, x, residual, norm }
     }
 
@@ -104,7 +104,7 @@ fn normalised(row: &[f32], norm: Option<&Norm>) -> Vec<Estimate> {
     let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
     let factor = (squares / row.len() as f64 + f64::from(norm.epsilon)).sqrt().recip();
     let value = |(&x, &weight): (&f32, &f32)| f64::from(x) * factor * f64::from(weight);
-    row.iter().zip(&norm.weight).map(value).map(|value| Estimate { value, error: 2e-6 * value.abs() }).collect()
+    row.iter().zip(norm.weight.iter()).map(value).map(|value| Estimate { value, error: 2e-6 * value.abs() }).collect()
 }
 
 fn check_linear(case: &Case, types: &[WeightType], seed: u64) {

@@ -27,7 +27,7 @@ impl Case {
         let random = &mut Random::new(seed);
         let start = random.below(width);
         let columns = start..start + 1 + random.below(width - start);
-        let norm = |random: &mut Random, width| Norm { weight: random.values(width, 2.0), epsilon: 1e-5 };
+        let norm = |random: &mut Random, width| Norm { weight: random.values(width, 2.0).into(), epsilon: 1e-5 };
         Self {
             rows,
             width,
@@ -77,7 +77,7 @@ impl Case {
 fn normalise(x: &mut [f64], norm: &Norm) {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let factor = (mean + f64::from(norm.epsilon)).sqrt().recip();
-    x.iter_mut().zip(&norm.weight).for_each(|(x, &weight)| *x *= factor * f64::from(weight));
+    x.iter_mut().zip(norm.weight.iter()).for_each(|(x, &weight)| *x *= factor * f64::from(weight));
 }
 
 fn check(case: &Case, seed: u64) {

@@ -261,5 +261,5 @@ fn pack_block<B: Backend>(backend: &mut B, block: &BlockSources<'_>) -> Result<(
 }
 
 fn norm(architecture: &Architecture, weight: &[f32]) -> Norm {
-    Norm { weight: weight.to_vec(), epsilon: architecture.epsilon }
+    Norm { weight: weight.into(), epsilon: architecture.epsilon }
 }

@@ -46,7 +46,7 @@ fn rows(encoded: &Encoded) -> Vec<Row> {
 
 #[test]
 fn a_row_is_encoded_the_same_wherever_it_lies() {
-    let norm = Norm { weight: noise(WIDTH, 8), epsilon: 1e-5 };
+    let norm = Norm { weight: noise(WIDTH, 8).into(), epsilon: 1e-5 };
     let x = noise(300 * WIDTH, 1);
     for norm in [None, Some(&norm)] {
         let mut first: Option<Vec<Row>> = None;

@@ -195,7 +195,7 @@ fn caps_and_head_norms() {
     let mut case = Case::new(4, 2, 48, &[290, 9]);
     case.attention.softcap = Some(1.5);
     case.check(2e-5);
-    let norm = |seed| Norm { weight: noise(48, seed), epsilon: 1e-6 };
+    let norm = |seed| Norm { weight: noise(48, seed).into(), epsilon: 1e-6 };
     case.attention.head_norms = Some((norm(1), norm(2)));
     case.check(2e-5);
 }

@@ -4,8 +4,9 @@
 //! by multiplying them first.
 
 use super::legacy::FiveBits;
-use super::planes::{Bits, Nibbles, Pairs, file_bits, join};
-use super::{Codes, Format, GROUPS, Halfs, Scales, plain};
+use super::planes::{Bits, Nibbles, Pairs};
+use super::{Codes, Format, Halfs, Scales, plain};
+use crate::codes::{bits, join, nibbles_of_block, pairs_of_block};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{k_scales, q3_k_scales};
 
@@ -164,18 +165,6 @@ impl NibbleScales {
     }
 }
 
-/// Where the two halves of 256 codes that share 32 bytes four times begin: the pair of bits of block `block`.
-#[inline(always)]
-fn pairs_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
-    file_bits(&file[block / 4 * 32..], block % 4 * 2, 0x0303_0303)
-}
-
-/// Nibbles of block `block`, of which two share 32 bytes.
-#[inline(always)]
-fn nibbles_of_block(file: &[u8], block: usize) -> [u32; GROUPS] {
-    file_bits(&file[block / 2 * 32..], block % 2 * 4, 0x0f0f_0f0f)
-}
-
 impl Format for Q2K {
     type Codes = [Pairs; BLOCKS];
     type Scales = NibbleScales;
@@ -205,7 +194,7 @@ impl Format for Q3K {
         for (block, codes) in codes.iter_mut().enumerate() {
             let low = pairs_of_block(&file[32..96], block);
             codes.low.put(row, &low);
-            codes.high.put::<2>(row, &join::<2>(low, file_bits(file, block, 0x0101_0101)));
+            codes.high.put::<2>(row, &join::<2>(low, bits(file, block, 0x0101_0101)));
         }
     }
 }
@@ -233,7 +222,7 @@ impl Format for Q5K {
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
         scales.put(row, file);
         for (block, codes) in codes.iter_mut().enumerate() {
-            let high = file_bits(&file[16..48], block, 0x0101_0101);
+            let high = bits(&file[16..48], block, 0x0101_0101);
             codes.put(row, &join::<4>(nibbles_of_block(&file[48..], block), high));
         }
     }
@@ -254,7 +243,7 @@ impl Format for Q6K {
         for (block, codes) in codes.iter_mut().enumerate() {
             // 128 columns share 64 bytes: blocks 0 and 1 their low nibbles, 2 and 3 their high ones.
             let bytes = &file[block / 4 * 64 + block % 2 * 32..];
-            codes.low.put(row, &file_bits(bytes, block % 4 / 2 * 4, 0x0f0f_0f0f));
+            codes.low.put(row, &bits(bytes, block % 4 / 2 * 4, 0x0f0f_0f0f));
             codes.high.put(row, &pairs_of_block(&file[128..192], block));
         }
     }

@@ -1,7 +1,8 @@
 //! Blocks of 32 columns with half-precision scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. As large as in the file.
 
-use super::planes::{Bits, Nibbles, Whole, file_nibbles, join, word};
+use super::planes::{Bits, Nibbles, Whole};
 use super::{Codes, Format, GROUPS, Halfs, Scales, plain};
+use crate::codes::{fifth_bits, join, nibbles, word};
 use crate::cpu::simd::Simd;
 
 /// `scale * (code - 8)`.
@@ -79,7 +80,7 @@ impl Format for Q4_0 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut Halfs) {
         scales.put(row, file, 0);
-        codes.put(row, &file_nibbles(&file[2..]));
+        codes.put(row, &nibbles(&file[2..]));
     }
 }
 
@@ -91,7 +92,7 @@ impl Format for Q4_1 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut ScaleAndMin) {
         scales.put(row, file);
-        codes.put(row, &file_nibbles(&file[4..]));
+        codes.put(row, &nibbles(&file[4..]));
     }
 }
 
@@ -103,7 +104,7 @@ impl Format for Q5_0 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut Halfs) {
         scales.put(row, file, 0);
-        codes.put(row, &join::<4>(file_nibbles(&file[6..]), fifth_bits(word(file, 2))));
+        codes.put(row, &join::<4>(nibbles(&file[6..]), fifth_bits(word(file, 2))));
     }
 }
 
@@ -115,20 +116,8 @@ impl Format for Q5_1 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut ScaleAndMin) {
         scales.put(row, file);
-        codes.put(row, &join::<4>(file_nibbles(&file[8..]), fifth_bits(word(file, 4))));
+        codes.put(row, &join::<4>(nibbles(&file[8..]), fifth_bits(word(file, 4))));
     }
-}
-
-/// Bit `4 g + i` becomes bit 0 of byte `i` of group `g`.
-#[inline(always)]
-fn fifth_bits(bits: u32) -> [u32; GROUPS] {
-    let mut codes = [0; GROUPS];
-    for (group, codes) in codes.iter_mut().enumerate() {
-        let four = (bits >> (4 * group)) & 15;
-        // Four copies, each moved so that another bit comes to lie at the bottom of its byte.
-        *codes = (four | four << 7 | four << 14 | four << 21) & 0x0101_0101;
-    }
-    codes
 }
 
 impl Format for Q8_0 {

@@ -1,7 +1,8 @@
 //! Codes that name values of a table: IQ4_NL, IQ4_XS, MXFP4.
 
-use super::planes::{Nibbles, file_nibbles};
+use super::planes::Nibbles;
 use super::{Codes, Format, Halfs, Scales, plain};
+use crate::codes::nibbles;
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{IQ4_VALUES, MXFP4_DOUBLED, iq4_xs_scales};
 
@@ -91,7 +92,7 @@ impl Format for Iq4Nl {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Iq4Codes, scales: &mut Halfs) {
         scales.put(row, file, 0);
-        codes.0.put(row, &file_nibbles(&file[2..]));
+        codes.0.put(row, &nibbles(&file[2..]));
     }
 }
 
@@ -107,7 +108,7 @@ impl Format for Iq4Xs {
             to[row] = from;
         }
         for (codes, file) in codes.iter_mut().zip(file[8..].chunks_exact(16)) {
-            codes.0.put(row, &file_nibbles(file));
+            codes.0.put(row, &nibbles(file));
         }
     }
 }
@@ -120,6 +121,6 @@ impl Format for Mxfp4 {
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Mxfp4Codes, scales: &mut Exponents) {
         scales.0[row] = file[0];
-        codes.0.put(row, &file_nibbles(&file[1..]));
+        codes.0.put(row, &nibbles(&file[1..]));
     }
 }

@@ -33,7 +33,7 @@ fn norms_agree_with_the_reference_and_bit_for_bit_among_themselves() {
     for (count, width) in SHAPES {
         let x = rows(count, width, 1);
         let columns = width / 3..width;
-        let weights = Norm { weight: noise(columns.len(), 2), epsilon: 1e-5 };
+        let weights = Norm { weight: noise(columns.len(), 2).into(), epsilon: 1e-5 };
         let expected = expected(&x, &x, count, |reference, x, _| reference.norm(x, columns.clone(), &weights));
         let mut first: Option<Vec<f32>> = None;
         everywhere(|pool, level| {
@@ -49,7 +49,7 @@ fn norms_agree_with_the_reference_and_bit_for_bit_among_themselves() {
 fn normed_sums_agree_with_the_reference_and_bit_for_bit_among_themselves() {
     for (count, width) in SHAPES {
         let (x, y) = (rows(count, width, 1), rows(count, width, 2));
-        let weights = Norm { weight: noise(width, 3), epsilon: 1e-6 };
+        let weights = Norm { weight: noise(width, 3).into(), epsilon: 1e-6 };
         let expected = expected(&x, &y, count, |reference, x, y| reference.add_norm(x, y, &weights));
         let mut first: Option<Vec<f32>> = None;
         everywhere(|pool, level| {
