@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokrun_kernels::energy::EnergyMeter;
 use tokrun_ledger::{Credits, GrantRequest, Ledger};
 use tokrun_model::ModelInfo;
 use tokrun_model::catalogue::Catalogue;
@@ -90,13 +91,22 @@ fn measure_all(
         test.check(executor)?;
     }
     let mut probe = Probe::new(conditions.threads, args.engine.pin)?;
+    let mut energy = energy_meter(&executor.device);
     for test in &tests {
         let before = probe.look(loaded.info.weight_bytes)?;
-        let measured = test.measure(&loaded.runtime, loaded.info.vocab_size, args.repetitions)?;
+        let measured = test.measure(&loaded.runtime, loaded.info.vocab_size, args.repetitions, energy.as_mut())?;
         let moment = before.between(probe.look(loaded.info.weight_bytes)?);
         printer.print(&Row::new(args, conditions, &loaded, &measured, (probe.level(), moment)));
     }
     Ok(())
+}
+
+/// Of the device that computes: `cpu`, or `cuda:0`.
+fn energy_meter(device: &str) -> Option<EnergyMeter> {
+    match device.strip_prefix("cuda:") {
+        Some(ordinal) => EnergyMeter::cuda(ordinal.parse().ok()?),
+        None => EnergyMeter::cpu(),
+    }
 }
 
 fn load_for(

@@ -46,6 +46,12 @@ pub(super) struct Row {
     read_bandwidth_bytes_per_s: f64,
     /// Of decode tests: the share of that bandwidth that reading weights, keys and values once a step takes.
     roofline_share: Option<f64>,
+    /// What the device drew on average, prompts and pauses between repetitions included; `null` where it does not tell.
+    power_w: Option<f64>,
+    #[serde(skip)]
+    has_power: bool,
+    /// That power over the rate of tokens.
+    joules_per_token: Option<f64>,
     avg_ns: f64,
     stddev_ns: f64,
     /// Over all requests.
@@ -111,6 +117,9 @@ impl Row {
             roofline_share: bytes_per_token(&measured.test, info, executor)
                 .filter(|_| !args.speculation)
                 .map(|bytes| bytes * avg_ts / moment.bytes_per_s),
+            power_w: measured.power_w,
+            has_power: measured.has_power,
+            joules_per_token: measured.power_w.map(|power_w| power_w / avg_ts),
             avg_ns,
             stddev_ns,
             avg_ts,
@@ -241,6 +250,9 @@ impl Printer {
         columns.push(text("test", row.test.clone()));
         columns.push(number("t/s", format!("{:.2} ± {:.2}", row.avg_ts, row.stddev_ts)));
         columns.push(number("roofline", row.roofline_share.map_or_else(|| "-".to_owned(), percent)));
+        if row.has_power {
+            columns.push(number("J a token", fixed(row.joules_per_token, 3)));
+        }
         if self.shows_requests {
             columns.push(number("t/s a request", fixed(row.request_avg_ts, 2)));
             columns.push(number("TTFT p50 / p95 ms", row.latencies(&[row.ttft_p50_ms, row.ttft_p95_ms])));

@@ -12,6 +12,7 @@
 use std::time::{Duration, Instant};
 
 use tokrun_engine::{SamplingParams, TokenId};
+use tokrun_kernels::energy::EnergyMeter;
 use tokrun_ledger::Price;
 use tokrun_model::ExecutorInfo;
 use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt, Runtime, RuntimeError};
@@ -20,6 +21,9 @@ use super::Scratch;
 use crate::args::BenchArgs;
 use crate::failure::{Failure, Status};
 use crate::interrupt;
+
+/// The counters of cards tick ten times a second.
+const POWER_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,10 @@ pub(super) struct Test {
 pub(super) struct Measured {
     pub(super) test: Test,
     pub(super) samples: Vec<Sample>,
+    /// Whether the device tells what it draws.
+    pub(super) has_power: bool,
+    /// What it drew on average, over all repetitions; where they took long enough.
+    pub(super) power_w: Option<f64>,
 }
 
 /// One repetition.
@@ -117,16 +125,23 @@ impl Test {
         Ok(())
     }
 
-    pub(super) fn measure(&self, runtime: &Runtime, vocab_size: usize, repetitions: u16) -> Result<Measured, Failure> {
-        let mut samples = Vec::new();
-        for repetition in 0..=repetitions {
-            let sample = self.sample(runtime, vocab_size, repetition)?;
-            // The first one warms caches, that of prefixes included, and is not counted.
-            if repetition > 0 {
-                samples.push(sample);
-            }
-        }
-        Ok(Measured { test: *self, samples })
+    pub(super) fn measure(
+        &self,
+        runtime: &Runtime,
+        vocab_size: usize,
+        repetitions: u16,
+        mut energy: Option<&mut EnergyMeter>,
+    ) -> Result<Measured, Failure> {
+        // The first one warms caches, that of prefixes included, and is not counted.
+        self.sample(runtime, vocab_size, 0)?;
+        let mut energy_uj = || energy.as_mut().map(|meter| meter.total_uj());
+        let (begin, before_uj) = (Instant::now(), energy_uj());
+        let samples = (1..=repetitions).map(|repetition| self.sample(runtime, vocab_size, repetition));
+        let samples = samples.collect::<Result<Vec<_>, Failure>>()?;
+        let (time, after_uj) = (begin.elapsed(), energy_uj());
+        let used_uj = after_uj.zip(before_uj).map(|(after, before)| after - before);
+        let power_w = used_uj.filter(|_| time >= POWER_TIME_MIN).map(|uj| uj as f64 / time.as_micros() as f64);
+        Ok(Measured { test: *self, samples, has_power: used_uj.is_some(), power_w })
     }
 
     fn sample(&self, runtime: &Runtime, vocab_size: usize, repetition: u16) -> Result<Sample, Failure> {
