@@ -1,10 +1,12 @@
 //! From what the user named to a model that speaks.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokrun_engine::{ChatTemplate, EngineOptions, Tokenizer};
+use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
@@ -164,8 +166,15 @@ pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, M
     Ok((model, file.info().clone()))
 }
 
-/// Refuses a device that cannot compute, and says what can.
+/// Refuses a device that cannot compute, and says what can. Whoever sits at a terminal hears where it will be computed when
+/// there is nothing to choose from.
 pub(crate) fn check_device(device: Device) -> Result<(), Failure> {
+    if device == Device::Auto
+        && std::io::stderr().is_terminal()
+        && let Err(reason @ CudaUnavailable::NoDriver) = tokrun_kernels::cuda::probe()
+    {
+        say!("note: the CPU computes: {reason}");
+    }
     let Device::Cuda(ordinal) = device else { return Ok(()) };
     let failure = match tokrun_kernels::cuda::probe() {
         Err(reason) => Failure::new(Status::Failed, "no_cuda", reason.to_string()),
@@ -174,7 +183,7 @@ pub(crate) fn check_device(device: Device) -> Result<(), Failure> {
             "no_cuda",
             format!("there is no CUDA device {ordinal}; the driver reports {}", machine.devices.len()),
         ),
-        Ok(_) => Failure::new(Status::Failed, "no_cuda", "this version computes on the CPU only"),
+        Ok(_) => return Ok(()),
     };
     Err(failure.hint("use --device cpu; `tokrun doctor` shows what this machine has"))
 }

@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod concurrency;
 mod crash;
+mod cuda;
 mod default_model;
 #[cfg(target_os = "linux")]
 mod durability;

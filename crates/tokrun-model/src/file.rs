@@ -80,11 +80,26 @@ pub enum BackendChoice {
     Candle,
 }
 
+/// Where a model is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Processor {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The CUDA device with that number; only the native executor computes there.
+    Cuda(usize),
+    /// The first CUDA device if the model can be computed there, else the CPU; [`Executor::notes`] says why, unless there
+    /// is no driver.
+    Auto,
+}
+
 /// How to load. What candle has no say in is marked as native.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Which executor computes.
     pub backend: BackendChoice,
+    /// Where.
+    pub processor: Processor,
     /// Sequences that may exist at once, at most; the executor may allow fewer.
     pub sequences_max: Option<usize>,
     /// Longest sequence that will be needed, in tokens: shorter than what the model allows saves memory.
@@ -206,9 +221,17 @@ impl ModelFile {
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
         match options.backend {
+            BackendChoice::Candle if matches!(options.processor, Processor::Cuda(_)) => {
+                let reason = "candle computes on the CPU only: use --backend native, or --device cpu".to_owned();
+                Err(ModelError::Unsupported { reason })
+            }
             BackendChoice::Native => self.load_native(options),
             BackendChoice::Candle => self.load_candle(options, Vec::new()),
             BackendChoice::Auto => match self.load_native(options) {
+                Err(ModelError::Unsupported { reason }) if matches!(options.processor, Processor::Cuda(_)) => {
+                    let reason = format!("{reason}; candle may run it with --device cpu");
+                    Err(ModelError::Unsupported { reason })
+                }
                 Err(ModelError::Unsupported { reason }) => self.fall_back(options, &reason),
                 result => result,
             },

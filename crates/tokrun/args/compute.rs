@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use tokrun_engine::EngineOptions;
-use tokrun_model::{BackendChoice, KvType, LoadOptions};
+use tokrun_model::{BackendChoice, KvType, LoadOptions, Processor};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Computing")]
@@ -46,7 +46,7 @@ pub(crate) struct EngineArgs {
 
 impl ComputeArgs {
     pub(crate) fn load_options(&self) -> LoadOptions {
-        self.engine.load_options(self.threads, 1)
+        self.engine.load_options(self.device, self.threads, 1)
     }
 
     pub(crate) fn engine_options(&self) -> EngineOptions {
@@ -64,14 +64,15 @@ impl EngineArgs {
         }
     }
 
-    /// How to load for at most `sequences_max` sequences at once.
-    pub(crate) fn load_options(&self, threads: Option<u16>, sequences_max: usize) -> LoadOptions {
+    /// How to load onto a device for at most `sequences_max` sequences at once.
+    pub(crate) fn load_options(&self, device: Device, threads: Option<u16>, sequences_max: usize) -> LoadOptions {
         LoadOptions {
             backend: match self.backend {
                 Backend::Auto => BackendChoice::Auto,
                 Backend::Native => BackendChoice::Native,
                 Backend::Candle => BackendChoice::Candle,
             },
+            processor: device.processor(),
             sequences_max: Some(sequences_max),
             context_tokens: self.context,
             threads: threads.map(usize::from),
@@ -133,6 +134,14 @@ pub(crate) enum Device {
 }
 
 impl Device {
+    fn processor(self) -> Processor {
+        match self {
+            Self::Auto => Processor::Auto,
+            Self::Cpu => Processor::Cpu,
+            Self::Cuda(ordinal) => Processor::Cuda(ordinal),
+        }
+    }
+
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::Auto),

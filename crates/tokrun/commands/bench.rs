@@ -117,7 +117,7 @@ fn load_for(
 ) -> Result<Loaded, Failure> {
     let sequences_max = tests.iter().map(|test| test.concurrency).max().unwrap_or(1);
     let needed_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
-    let mut load = args.engine.load_options(conditions.threads, sequences_max);
+    let mut load = args.engine.load_options(args.device, conditions.threads, sequences_max);
     // No more than the tests need, so that the cache of a long context does not take their memory.
     load.context_tokens = load.context_tokens.or(Some(needed_tokens));
     let mut engine = args.engine.engine_options(sequences_max);

@@ -86,6 +86,9 @@ impl<B: Backend> Executor for NativeExecutor<B> {
             }
         }
         let logits = if in_place { buffers.logits(backend) } else { &values[..] };
+        if let Some(failure) = backend.failure() {
+            return Err(failure.into());
+        }
         Ok(Logits::new(logits, self.info.vocab_size))
     }
 

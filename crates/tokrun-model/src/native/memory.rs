@@ -19,13 +19,14 @@ pub(super) struct Plan {
     pub(super) note: Option<String>,
 }
 
-/// Plans the cache of a model whose weights take `weight_bytes` and are `float32` or not.
+/// Plans the cache of a model whose weights take `weight_bytes` of the `free_bytes` there are, and are `float32` or not.
 ///
 /// # Errors
 /// [`ModelError::Unsupported`] when not even one block fits.
 pub(super) fn plan(
     architecture: &Architecture,
     options: &LoadOptions,
+    free_bytes: u64,
     weight_bytes: u64,
     float32: bool,
 ) -> Result<Plan, ModelError> {
@@ -43,7 +44,7 @@ pub(super) fn plan(
     let wanted = context_blocks.saturating_mul(sequences);
     let budget = match options.kv_cache_bytes {
         Some(bytes) => bytes,
-        None => free_bytes().saturating_sub(weight_bytes) / 2,
+        None => free_bytes.saturating_sub(weight_bytes) / 2,
     };
     // Blocks are numbered in 32 bits.
     let affordable = usize::try_from(budget / block_bytes as u64).unwrap_or(usize::MAX).min(u32::MAX as usize);
@@ -67,8 +68,8 @@ pub(super) fn plan(
     Ok(Plan { shape, paging: Paging { block_tokens: KV_BLOCK_TOKENS, blocks, block_bytes }, context_tokens, note })
 }
 
-/// Memory that can be had without pushing others out.
-fn free_bytes() -> u64 {
+/// Memory of the host that can be had without pushing others out.
+pub(super) fn free_bytes() -> u64 {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);

@@ -7,13 +7,14 @@
 
 use std::path::Path;
 
-use tokrun_kernels::Backend;
 use tokrun_kernels::cpu::{Cpu, CpuOptions};
+use tokrun_kernels::cuda::{CudaError, CudaUnavailable};
+use tokrun_kernels::{Backend, Cuda, KernelError};
 
 use crate::config::Config;
 use crate::gguf::Header;
 use crate::mmap::MappedFile;
-use crate::{Executor, ExecutorInfo, LoadOptions, ModelError, ModelInfo};
+use crate::{Executor, ExecutorInfo, LoadOptions, ModelError, ModelInfo, Processor};
 
 mod architecture;
 mod decoder;
@@ -95,21 +96,63 @@ fn start(
     info: &ModelInfo,
     options: &LoadOptions,
 ) -> Result<Box<dyn Executor>, ModelError> {
+    let cpu = |notes| start_on_cpu(architecture, sources, info, options, notes);
+    let cuda = |ordinal: usize| {
+        let backend = Cuda::new(ordinal)?;
+        let site = Site {
+            device: format!("cuda:{ordinal}"),
+            free_bytes: backend.memory_free_bytes()? as u64,
+            notes: Vec::new(),
+        };
+        Ok::<_, ModelError>(Box::new(build(backend, site, architecture, sources, info, options)?))
+    };
+    match options.processor {
+        Processor::Cpu => cpu(Vec::new()),
+        Processor::Cuda(ordinal) => Ok(cuda(ordinal)?),
+        Processor::Auto => match cuda(0) {
+            Ok(executor) => Ok(executor),
+            Err(ModelError::Weights(KernelError::Cuda(CudaError::Unavailable(CudaUnavailable::NoDriver)))) => {
+                cpu(Vec::new())
+            }
+            Err(ModelError::Weights(KernelError::Cuda(reason))) => cpu(vec![format!("the CPU computes: {reason}")]),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+fn start_on_cpu(
+    architecture: &Architecture,
+    sources: &Sources<'_>,
+    info: &ModelInfo,
+    options: &LoadOptions,
+    notes: Vec<String>,
+) -> Result<Box<dyn Executor>, ModelError> {
     let threads = options.threads.unwrap_or(CpuOptions::default().threads).max(1);
     let backend =
         Cpu::new(CpuOptions { threads, pin: options.pin, profile: options.profile, ..CpuOptions::default() })?;
-    Ok(Box::new(build(backend, architecture, sources, info, options)?))
+    let site = Site { device: "cpu".to_owned(), free_bytes: memory::free_bytes(), notes };
+    Ok(Box::new(build(backend, site, architecture, sources, info, options)?))
+}
+
+/// Where a backend computes, as far as planning and telling of it are concerned.
+struct Site {
+    device: String,
+    /// Memory for weights and cache.
+    free_bytes: u64,
+    /// How it came to be chosen.
+    notes: Vec<String>,
 }
 
 /// An executor on `backend`.
 fn build<B: Backend>(
     mut backend: B,
+    site: Site,
     architecture: &Architecture,
     sources: &Sources<'_>,
     info: &ModelInfo,
     options: &LoadOptions,
 ) -> Result<NativeExecutor<B>, ModelError> {
-    let plan = memory::plan(architecture, options, info.weight_bytes, info.dtype == "F32")?;
+    let plan = memory::plan(architecture, options, site.free_bytes, info.weight_bytes, info.dtype == "F32")?;
     let sequences_max = options.sequences_max.unwrap_or(memory::SEQUENCES_MAX).max(1);
     let rows = PREFILL_ROWS + sequences_max;
     let logits = (LOGITS_BYTES / (4 * architecture.vocab_size)).max(sequences_max).min(rows);
@@ -119,13 +162,13 @@ fn build<B: Backend>(
     let kv = backend.kv_cache(plan.shape)?;
     let info = ExecutorInfo {
         backend: "native",
-        device: "cpu".to_owned(),
+        device: site.device,
         vocab_size: architecture.vocab_size,
         context_tokens: plan.context_tokens,
         sequences_max,
         paging: Some(plan.paging),
     };
-    let notes = plan.note.into_iter().collect();
+    let notes = site.notes.into_iter().chain(plan.note).collect();
     let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens: architecture.embedded_tokens };
     Ok(NativeExecutor::new(info, notes, parts))
 }

@@ -107,7 +107,8 @@ fn logits<B: Backend + 'static>(name: &str, backend: B) -> Vec<f32> {
     let options = LoadOptions { kv_type: Some(KvType::F32), sequences_max: Some(1), ..LoadOptions::default() };
     let architecture = gguf::architecture(&path, &header, &weights, 128).expect("it is computed");
     let sources = Sources::find(&architecture, &weights).expect("it is complete");
-    let mut executor = build(backend, &architecture, &sources, model.info(), &options).expect("it loads");
+    let site = Site { device: "test".to_owned(), free_bytes: 1 << 30, notes: Vec::new() };
+    let mut executor = build(backend, site, &architecture, &sources, model.info(), &options).expect("it loads");
     let tokens: Vec<u32> = (0..100).map(|at| at * 7 % architecture.embedded_tokens as u32).collect();
     let place = Place { start: 0, blocks: &[4, 2, 0, 6, 1, 3, 5] };
     let part = Extend { sequence: SequenceHandle::new(0), tokens: &tokens, place, wanted: Wanted::All };
@@ -139,6 +140,42 @@ fn backends_and_levels_agree() {
             let spread = (reference.iter().map(|logit| (logit - mean).powi(2)).sum::<f32>() / count).sqrt();
             let share = apart.sum::<f32>() / count / spread;
             assert!(share <= 0.02, "{name}: {share} of the logits' spread off the reference");
+        }
+    }
+}
+
+/// A CUDA device gives the logits of the processor, up to the order of sums and what 8-bit and bf16 inputs lose. Skipped
+/// without a driver, unless TOKRUN_REQUIRE_CUDA asks for one.
+#[test]
+fn a_cuda_device_agrees_with_the_processor() {
+    if let Err(reason) = tokrun_kernels::cuda::probe() {
+        assert!(std::env::var_os("TOKRUN_REQUIRE_CUDA").is_none(), "TOKRUN_REQUIRE_CUDA is set, but {reason}");
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    for name in [
+        "gguf-llama/f32.gguf",
+        "gguf-gemma2/f32.gguf",
+        "gguf-gemma3/f32.gguf",
+        "gguf-qwen3-moe/f32.gguf",
+        "gguf-olmo2/f32.gguf",
+        "gguf-phi3/f32.gguf",
+        "gguf-types/q4_k.gguf",
+        "gguf-types/q8_0.gguf",
+    ] {
+        let expected = logits(name, Cpu::new(CpuOptions::default()).expect("threads start"));
+        let found = logits(name, Cuda::new(0).expect("the device opens"));
+        let apart = expected.iter().zip(&found).map(|(left, right)| (left - right).abs());
+        if name.contains("f32") {
+            let far = apart.fold(0.0, f32::max);
+            assert!(far <= 1e-3, "{name}: {far} off the processor");
+        } else {
+            // A rounding of 8 bits that falls the other way is a whole step of its block.
+            let count = expected.len() as f32;
+            let mean = expected.iter().sum::<f32>() / count;
+            let spread = (expected.iter().map(|logit| (logit - mean).powi(2)).sum::<f32>() / count).sqrt();
+            let share = apart.sum::<f32>() / count / spread;
+            assert!(share <= 0.02, "{name}: {share} of the logits' spread off the processor");
         }
     }
 }

@@ -23,7 +23,7 @@ const STEP_TOKENS: usize = 32;
 pub(super) fn run(args: &BenchArgs, found: &Found, file: &Path, format: Format) -> Result<Status, Failure> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Failure::io(&format!("cannot read {}", file.display()), &error))?;
-    let options = args.engine.load_options(args.threads.first().copied(), 1);
+    let options = args.engine.load_options(args.device, args.threads.first().copied(), 1);
     let (mut model, info) = load::open(found, &options)?;
     let tokens = model.tokenizer.encode(&text, true)?;
     let context_tokens = model.executor.info().context_tokens;

@@ -33,7 +33,7 @@ struct Profile {
 }
 
 fn profile_all(args: &BenchArgs, conditions: &Conditions<'_>, tests: &[Test]) -> Result<Vec<Profile>, Failure> {
-    let mut options = args.engine.load_options(conditions.threads, 1);
+    let mut options = args.engine.load_options(args.device, conditions.threads, 1);
     options.context_tokens = options.context_tokens.or(tests.iter().map(Test::context_tokens).max());
     options.profile = true;
     let (mut model, info) = load::open(conditions.found, &options)?;

@@ -1,0 +1,73 @@
+//! `--device cuda` through the built program, on any driver that is there: the one for tests counts (`cargo xtask
+//! fake-driver`). Without one the tests say that they were skipped, unless TOKRUN_REQUIRE_CUDA=1 asks them to fail.
+
+use serde_json::Value;
+
+use crate::support::{Home, parse, text, tiny_model};
+
+/// Whether there is a device.
+fn device() -> bool {
+    match tokrun_kernels::cuda::probe() {
+        Ok(_) => true,
+        Err(reason) => {
+            assert!(std::env::var_os("TOKRUN_REQUIRE_CUDA").is_none(), "TOKRUN_REQUIRE_CUDA is set, but {reason}");
+            eprintln!("skipped: {reason}");
+            false
+        }
+    }
+}
+
+fn generate(home: &Home, device: &str, extra: &[&str]) -> Value {
+    let model = tiny_model();
+    let base = ["generate", "Hello there", "--model", &model, "--user", "ada", "--output", "json", "--device", device];
+    let answer = parse(&home.run(&[&base[..], extra].concat()));
+    let usage = &answer["usage"];
+    let (total, completion) = (usage["total_tokens"].as_i64(), usage["completion_tokens"].as_i64().expect("a count"));
+    assert_eq!(answer["token_ids"].as_array().expect("a list").len() as i64, completion);
+    assert_eq!(answer["allowance"]["debited"].as_i64(), total, "{answer}");
+    assert_eq!(answer["allowance"]["balance"].as_i64(), Some(home.balance("ada")));
+    answer
+}
+
+/// Delivered = debited = reported, and the tokens of the processor.
+#[test]
+fn a_cuda_device_is_as_exact_as_the_processor() {
+    if !device() {
+        return;
+    }
+    let home = Home::new();
+    home.wallet("ada", 10_000);
+    let greedy = ["--temperature", "0", "--max-tokens", "24", "--ignore-eos"];
+    let (cuda, cpu) = (generate(&home, "cuda", &greedy), generate(&home, "cpu", &greedy));
+    assert_eq!((&cuda["device"], &cpu["device"]), (&"cuda:0".into(), &"cpu".into()));
+    assert_eq!(cuda["token_ids"], cpu["token_ids"]);
+    assert_eq!(generate(&home, "auto", &greedy)["device"], "cuda:0");
+    let spent: i64 = 3 * cuda["usage"]["total_tokens"].as_i64().expect("a count");
+    assert_eq!((home.spent("ada"), home.usage_tokens("ada")), (spent, spent));
+    home.verify();
+}
+
+/// The allowance ends in the middle: what was generated until then is paid, and nothing else.
+#[test]
+fn an_allowance_ends_at_its_last_token_on_a_cuda_device() {
+    if !device() {
+        return;
+    }
+    let home = Home::new();
+    home.wallet("ada", 20);
+    let answer = generate(&home, "cuda:0", &["--seed", "3", "--max-tokens", "50", "--ignore-eos"]);
+    assert_eq!(answer["finish_reason"], "allowance");
+    assert_eq!((home.balance("ada"), home.spent("ada")), (0, 20));
+    home.verify();
+}
+
+/// A device that is not there is an error with a hint, with and without a driver.
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let home = Home::new();
+    let model = tiny_model();
+    let output = home.run(&["generate", "x", "--model", &model, "--device", "cuda:99"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("hint: use --device cpu"), "{error}");
+}
