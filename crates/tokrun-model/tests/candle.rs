@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use support::{Reference, best, change_settings, copy_of, distance, fixtures, logits, reference};
+use support::{Reference, assert_refused, best, change_settings, copy_of, distance, fixtures, logits, reference};
 use tokrun_model::{BackendChoice, Executor, Extend, LoadOptions, ModelError, ModelFile, SequenceHandle};
 
 mod support;
@@ -253,13 +253,7 @@ fn ignored_settings_are_refused() {
         ("llama", r#""model_type": "bert""#, "no executor for bert"),
         ("qwen2", r#""model_type": "llama""#, "ignore tensor model.layers.0.self_attn.k_proj.bias"),
     ];
-    for (fixture, changes, expected) in cases {
-        let copy = copy_of(fixture);
-        change_settings(copy.path(), changes);
-        let error = load(copy.path()).err().unwrap_or_else(|| panic!("{fixture} with {changes} loads"));
-        assert!(matches!(error, ModelError::Unsupported { .. }), "{fixture} with {changes}: {error:?}");
-        assert!(error.to_string().contains(expected), "{fixture} with {changes}: {error} should say {expected}");
-    }
+    assert_refused(load, &cases);
 }
 
 /// A window as wide as the context changes nothing; a narrower one ends the context.

@@ -32,6 +32,21 @@ pub(crate) struct Row {
     pub(crate) values: Vec<f32>,
 }
 
+/// Loads copies of fixtures with changed settings: each must be refused as unsupported, by what it says.
+#[track_caller]
+pub(crate) fn assert_refused(
+    load: impl Fn(&Path) -> Result<Box<dyn Executor>, ModelError>,
+    cases: &[(&str, &str, &str)],
+) {
+    for (fixture, changes, expected) in cases {
+        let copy = copy_of(fixture);
+        change_settings(copy.path(), changes);
+        let error = load(copy.path()).err().unwrap_or_else(|| panic!("{fixture} with {changes} loads"));
+        assert!(matches!(error, ModelError::Unsupported { .. }), "{fixture} with {changes}: {error:?}");
+        assert!(error.to_string().contains(expected), "{fixture} with {changes}: {error} should say {expected}");
+    }
+}
+
 impl Prompt {
     pub(crate) fn all(&self) -> Vec<u32> {
         self.prompt_ids.iter().chain(&self.token_ids).copied().collect()
