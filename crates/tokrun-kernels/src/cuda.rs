@@ -21,7 +21,7 @@ mod stage;
 mod stream;
 
 pub use attention::CudaKv;
-pub use backend::{Cuda, CudaGated, CudaLinear};
+pub use backend::{Cuda, CudaGated, CudaLinear, CudaOptions};
 pub use bandwidth::Bandwidth;
 pub use device::Device;
 pub use error::CudaError;

@@ -18,7 +18,7 @@ pub use backend::{
     OpTime, Rope, RopeId, RopeStyle, Routing, RowSource, Span, Step, Store,
 };
 pub use cpu::{Cpu, CpuOptions};
-pub use cuda::Cuda;
+pub use cuda::{Cuda, CudaOptions};
 pub use dequantise::dequantise;
 pub use error::KernelError;
 pub use reference::Reference;

@@ -54,7 +54,16 @@ pub struct Cuda {
     pub(super) attention: attention::Workspace,
     pub(super) products: products::Workspace,
     pub(super) mixture: mixture::Workspace,
+    pub(super) options: CudaOptions,
     failure: Option<KernelError>,
+}
+
+/// What a user may choose about a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// A row has the same bits alone, in any batch and in any cut of a prompt: sums keep one order, whatever a step looks
+    /// like. Without it, steps of many rows go through tensor cores, whose order of sums depends on how many rows there are.
+    pub deterministic: bool,
 }
 
 /// The kernels that do not depend on the type of weights or of the cache.
@@ -109,11 +118,11 @@ impl Cuda {
     ///
     /// # Errors
     /// When there is no driver or no such device, or it refuses to work.
-    pub fn new(ordinal: usize) -> Result<Self, KernelError> {
-        Self::on(Device::open(ordinal)?)
+    pub fn new(ordinal: usize, options: CudaOptions) -> Result<Self, KernelError> {
+        Self::on(Device::open(ordinal)?, options)
     }
 
-    fn on(device: Device) -> Result<Self, KernelError> {
+    fn on(device: Device, options: CudaOptions) -> Result<Self, KernelError> {
         let kernel = |module: &str, function: &str| device.kernel(module, function);
         let kernels = Kernels {
             activate: kernel("activate", "activate_gated")?,
@@ -145,8 +154,14 @@ impl Cuda {
             attention: attention::Workspace::default(),
             products: products::Workspace::default(),
             mixture: mixture::Workspace::default(),
+            options,
             failure: None,
         })
+    }
+
+    /// What it was opened with.
+    pub fn options(&self) -> CudaOptions {
+        self.options
     }
 
     /// How many steps were replayed as graphs so far.

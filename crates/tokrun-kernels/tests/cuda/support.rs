@@ -1,6 +1,6 @@
 //! As in `tests/it`, with the device in the place of the processors.
 
-use tokrun_kernels::{Cuda, WeightType};
+use tokrun_kernels::{Cuda, CudaOptions, WeightType};
 
 pub(crate) use crate::common::{
     Estimate, Matrix, Random, cuts, one_span, reference, same_bits, table, through, upload, whole, within,
@@ -25,7 +25,7 @@ pub(crate) fn device() -> Option<Cuda> {
         eprintln!("skipped: {reason}");
         return None;
     }
-    Some(Cuda::new(0).expect("the device opens"))
+    Some(Cuda::new(0, CudaOptions { deterministic: true }).expect("the device opens"))
 }
 
 /// There is one device, which the cases hold against itself: nothing is left to compare but that it answered.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use tokrun_kernels::cpu::{Cpu, CpuOptions};
 use tokrun_kernels::cuda::{CudaError, CudaUnavailable};
-use tokrun_kernels::{Backend, Cuda, KernelError};
+use tokrun_kernels::{Backend, Cuda, CudaOptions, KernelError};
 
 use crate::config::Config;
 use crate::gguf::Header;
@@ -98,7 +98,7 @@ fn start(
 ) -> Result<Box<dyn Executor>, ModelError> {
     let cpu = |notes| start_on_cpu(architecture, sources, info, options, notes);
     let cuda = |ordinal: usize| {
-        let backend = Cuda::new(ordinal)?;
+        let backend = Cuda::new(ordinal, CudaOptions::default())?;
         let site = Site {
             device: format!("cuda:{ordinal}"),
             free_bytes: backend.memory_free_bytes()? as u64,

@@ -164,7 +164,7 @@ fn a_cuda_device_agrees_with_the_processor() {
         "gguf-types/q8_0.gguf",
     ] {
         let expected = logits(name, Cpu::new(CpuOptions::default()).expect("threads start"));
-        let found = logits(name, Cuda::new(0).expect("the device opens"));
+        let found = logits(name, Cuda::new(0, CudaOptions::default()).expect("the device opens"));
         let apart = expected.iter().zip(&found).map(|(left, right)| (left - right).abs());
         if name.contains("f32") {
             let far = apart.fold(0.0, f32::max);
