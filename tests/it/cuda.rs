@@ -61,6 +61,41 @@ fn an_allowance_ends_at_its_last_token_on_a_cuda_device() {
     home.verify();
 }
 
+/// The NVML for tests counts 300 W: no request can take more than that, and `usage` sums up what they took. A card without a
+/// counter tells its power, which is as good.
+#[test]
+fn the_energy_of_a_cuda_card_is_split_over_its_requests() {
+    if !device() {
+        return;
+    }
+    let (home, model) = (Home::new(), tiny_model());
+    home.wallet("ada", 10_000);
+    let mut sum = 0.0;
+    for no_counter in [false, true] {
+        let arguments = ["generate", "Hello there", "--model", &model, "--user", "ada", "--output", "json"];
+        let mut command = home.command(&arguments);
+        command.args(["--device", "cuda", "--max-tokens", "100", "--ignore-eos"]);
+        if no_counter {
+            command.env("FAKENVML_NO_COUNTER", "1");
+        }
+        let answer = parse(&command.output().expect("the program starts"));
+        let joules = answer["energy_joules"].as_f64().unwrap_or_else(|| panic!("a card tells: {answer}"));
+        let seconds = answer["timing"]["total_ms"].as_f64().expect("it took a while") / 1e3;
+        assert!(joules > 0.0 && joules < 450.0 * seconds + 10.0, "{joules} J in {seconds} s");
+        if is_driver_for_tests() {
+            assert!(joules > 150.0 * seconds - 10.0, "{joules} J in {seconds} s at 300 W");
+        }
+        sum += joules;
+    }
+    let usage = home.json(&["usage"]);
+    let joules = usage[0]["energy_joules"].as_f64().expect("a sum");
+    assert!((joules - sum).abs() < 1e-3, "{joules} of {sum} J");
+}
+
+fn is_driver_for_tests() -> bool {
+    tokrun_kernels::cuda::probe().is_ok_and(|machine| machine.devices[0].name == "CPU shim")
+}
+
 /// A device that is not there is an error with a hint, with and without a driver.
 #[test]
 fn a_device_that_is_not_there_is_refused() {

@@ -13,6 +13,7 @@ use crate::error::{EngineError, InvalidParameter, SubmitError};
 use crate::request::{RequestId, StepReport, Submission};
 use crate::scheduler::Limits;
 
+mod energy;
 mod inbox;
 #[cfg(test)]
 mod tests;

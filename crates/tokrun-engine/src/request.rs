@@ -85,6 +85,9 @@ pub struct SequenceStep {
     pub token: Option<SampledToken>,
     /// Guesses at what follows that came to nothing in this step; computed, never reported as tokens.
     pub rejected_draft_tokens: u32,
+    /// Energy of the device that went into the request since its report before, µJ: its share by tokens of each step that
+    /// computed for it. `None` where the machine does not tell, or has not yet.
+    pub energy_uj: Option<u64>,
     /// Set in the last report of a request.
     pub finish: Option<Finish>,
     /// When the step ended.

@@ -21,6 +21,7 @@ pub(crate) struct Ending {
     reasoning_tokens: u64,
     times: Option<Times>,
     itl: LatencyHistogram,
+    energy_uj: Option<u64>,
 }
 
 struct Times {
@@ -33,7 +34,7 @@ struct Times {
 impl Ending {
     /// Of a request whose process died.
     pub(crate) fn unmeasured(id: String, finish_reason: FinishReason) -> Ending {
-        Ending { id, finish_reason, reasoning_tokens: 0, times: None, itl: LatencyHistogram::new() }
+        Ending { id, finish_reason, reasoning_tokens: 0, times: None, itl: LatencyHistogram::new(), energy_uj: None }
     }
 }
 
@@ -47,6 +48,7 @@ impl From<Settlement> for Ending {
             reasoning_tokens: it.reasoning_tokens,
             times: Some(times),
             itl: it.itl,
+            energy_uj: it.energy_uj,
         }
     }
 }
@@ -227,7 +229,7 @@ fn insert_log(
          output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, queue_us, ttft_us, \
          decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us) \
          SELECT id, ?2, wallet, project, tags, model, device, prompt_micro, cached_micro, output_micro, \
-         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, ?13, started_us, ?14 FROM open_request WHERE seq = ?1";
+         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, started_us, ?15 FROM open_request WHERE seq = ?1";
     let logged = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
         request.seq,
         entry,
@@ -241,6 +243,7 @@ fn insert_log(
         times.map(|times| saturate(times.decode_us)),
         times.map(|times| saturate(times.total_us)),
         ending.itl.to_bytes(),
+        ending.energy_uj.map(saturate),
         ending.finish_reason.as_str(),
         tx.now_us,
     ])?;

@@ -149,6 +149,8 @@ pub struct Settlement {
     pub total_us: u64,
     /// The times between delivered tokens.
     pub itl: LatencyHistogram,
+    /// The energy that went into it, µJ; `None` where it could not be measured.
+    pub energy_uj: Option<u64>,
 }
 
 impl Settlement {
@@ -163,6 +165,7 @@ impl Settlement {
             decode_us: 0,
             total_us: 0,
             itl: LatencyHistogram::new(),
+            energy_uj: None,
         }
     }
 }

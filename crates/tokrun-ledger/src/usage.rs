@@ -68,6 +68,8 @@ pub struct UsageRow {
     pub ttft_ms: Option<Percentiles>,
     /// Time between tokens.
     pub itl_ms: Option<Percentiles>,
+    /// The energy that went into them, as far as it was measured; `None` where it never was.
+    pub energy_joules: Option<f64>,
 }
 
 /// Latencies in milliseconds that half, 95 % and 99 % do not exceed.
@@ -98,7 +100,7 @@ pub(crate) fn usage(conn: &Connection, query: &UsageQuery) -> Result<Vec<UsageRo
     };
     let sql = format!(
         "SELECT {key}, r.ended_us, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, \
-         r.ttft_us, r.decode_us, r.total_us, r.itl FROM request_log r JOIN account a ON a.seq = r.wallet \
+         r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj FROM request_log r JOIN account a ON a.seq = r.wallet \
          LEFT JOIN wallet_name n ON n.wallet = r.wallet WHERE r.ended_us >= ?1 AND r.ended_us < ?2 ORDER BY r.seq"
     );
     let since_us = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
@@ -131,6 +133,7 @@ struct Group {
     decode_us: u64,
     ttft: LatencyHistogram,
     itl: LatencyHistogram,
+    energy_uj: Option<u64>,
 }
 
 impl Group {
@@ -156,6 +159,9 @@ impl Group {
         let itl = LatencyHistogram::from_bytes(row.get_ref(10)?.as_blob().unwrap_or_default())
             .ok_or_else(|| LedgerError::Corrupt { reason: "a latency histogram of the log is unreadable".into() })?;
         self.itl.merge(&itl);
+        if let Some(energy_uj) = row.get(11)? {
+            add(self.energy_uj.get_or_insert(0), energy_uj);
+        }
         Ok(())
     }
 
@@ -174,6 +180,7 @@ impl Group {
             decode_tokens_per_s: per_s(self.decoded_tokens, self.decode_us),
             ttft_ms: Percentiles::of(&self.ttft),
             itl_ms: Percentiles::of(&self.itl),
+            energy_joules: self.energy_uj.map(|uj| uj as f64 / 1e6),
         }
     }
 }

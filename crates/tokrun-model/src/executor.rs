@@ -168,6 +168,12 @@ pub trait Executor: Send {
         &[]
     }
 
+    /// Microjoules that the device which computes has used since the executor was made, never less than before; `None`
+    /// where the machine does not tell. Fit to be asked each step.
+    fn energy_uj(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Time spent in each operation since the last call, where the executor was asked to measure.
     fn take_profile(&mut self) -> Vec<OpTime> {
         Vec::new()

@@ -55,6 +55,7 @@ pub(crate) struct Active {
     logprobs: Vec<TokenLogprob>,
     shown: String,
     usage: Usage,
+    energy_uj: Option<u64>,
     timing: Timing,
     begun: Instant,
     first_delivery: Option<Instant>,
@@ -105,6 +106,7 @@ impl Active {
             logprobs: Vec::new(),
             shown: String::new(),
             usage: Usage::default(),
+            energy_uj: None,
             timing: Timing { admit_us: micros(begin.begun, begin.admitted), ..Timing::default() },
             begun: begin.begun,
             first_delivery: None,
@@ -119,6 +121,9 @@ impl Active {
             self.timing.queue_us = first.queue_us;
             self.timing.prefill_us = first.prefill_us;
             self.usage.cached_tokens = first.cached_tokens as u64;
+        }
+        if let Some(energy_uj) = step.energy_uj {
+            *self.energy_uj.get_or_insert(0) += energy_uj;
         }
         self.usage.rejected_draft_tokens += u64::from(step.rejected_draft_tokens);
         if self.ending.is_some() {
@@ -290,6 +295,7 @@ impl Active {
             total_us: self.timing.total_us,
             itl: self.timing.itl_us.iter().copied().collect(),
             reasoning_tokens: 0,
+            energy_uj: self.energy_uj,
         })
     }
 
@@ -320,6 +326,7 @@ impl Active {
             token_ids: self.paid,
             logprobs: self.wants_logprobs.then_some(self.logprobs),
             usage: self.usage,
+            energy_uj: self.energy_uj,
             timing: self.timing,
             allowance,
         };

@@ -42,6 +42,9 @@ pub struct Outcome {
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// What was counted.
     pub usage: Usage,
+    /// Energy of the device that went into it until it was settled, µJ: its share by tokens of each step that computed for
+    /// it. `None` where the machine does not tell, or the request was too short for its counters.
+    pub energy_uj: Option<u64>,
     /// How long it took.
     pub timing: Timing,
     /// What was paid; absent when settling failed (the ledger's next start settles it).

@@ -210,6 +210,9 @@ pub(crate) fn figures(model: &str, device: &str, outcome: &Outcome) -> String {
     if let Some(itl) = outcome.timing.itl() {
         parts.push(format!("p95 {:.1} ms a token", itl.p95_ms));
     }
+    if let Some(energy_uj) = outcome.energy_uj {
+        parts.push(format!("{:.1} J", energy_uj as f64 / 1e6));
+    }
     if let Some(allowance) = &outcome.allowance {
         parts.push(format!("paid {}, {} left", output::credits(allowance.debited), output::credits(allowance.balance)));
     }

@@ -154,6 +154,9 @@ fn json_outcome(
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
     });
+    if let Some(energy_uj) = outcome.energy_uj {
+        object["energy_joules"] = (energy_uj as f64 / 1e6).into();
+    }
     object["timing"] = json!({
         "load_ms": load_ms,
         "admit_ms": output::ms(timing.admit_us),

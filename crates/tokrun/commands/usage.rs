@@ -21,7 +21,7 @@ pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
     }
     let header = [
         name, "requests", "prompt", "output", "total", "paid", "tokens/s", "decode/s", "ttft p50", "p95 ms", "itl p50",
-        "p95", "p99 ms",
+        "p95", "p99 ms", "joules",
     ];
     let table = output::table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().map(text_row));
     out!("{table}");
@@ -47,6 +47,7 @@ fn text_row(row: &UsageRow) -> Vec<String> {
         of(&row.itl_ms, |ms| ms.p50),
         of(&row.itl_ms, |ms| ms.p95),
         of(&row.itl_ms, |ms| ms.p99),
+        row.energy_joules.map_or_else(String::new, |joules| format!("{joules:.1}")),
     ]
 }
 
@@ -67,5 +68,6 @@ fn json_row(name: &str, row: &UsageRow) -> Value {
         "decode_tokens_per_s": row.decode_tokens_per_s,
         "ttft_ms": percentiles(&row.ttft_ms),
         "itl_ms": percentiles(&row.itl_ms),
+        "energy_joules": row.energy_joules,
     })
 }

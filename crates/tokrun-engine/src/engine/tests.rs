@@ -1,6 +1,7 @@
 //! With a small deterministic executor in place of a model.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::*;
 use crate::request::{Finish, SequenceStep, TenantId};
 use crate::sampler::SamplingParams;
 
+mod energy;
 mod serving;
 
 const VOCAB_SIZE: usize = 50;
@@ -31,6 +33,8 @@ struct Fake {
     /// What it is to do when it meets this token as the last one of a sequence.
     traps: BTreeMap<TokenId, Trap>,
     alive: Arc<Mutex<i64>>,
+    /// What its device has used; 70 µJ go into each token that it computes.
+    energy_uj: Option<Arc<AtomicU64>>,
 }
 
 #[derive(Clone, Copy)]
@@ -96,6 +100,7 @@ impl Fake {
             gate: Arc::default(),
             traps: BTreeMap::new(),
             alive: Arc::default(),
+            energy_uj: None,
         }
     }
 
@@ -159,6 +164,9 @@ impl Executor for Fake {
         self.gate.pass();
         let mut values = Vec::new();
         for extend in batch {
+            if let Some(energy_uj) = &self.energy_uj {
+                energy_uj.fetch_add(70 * extend.tokens.len() as u64, Relaxed);
+            }
             let row = self.append(extend);
             assert!(row.len() <= self.info.context_tokens && !extend.tokens.is_empty());
             let wanted = match extend.wanted {
@@ -184,6 +192,10 @@ impl Executor for Fake {
         if self.sequences.remove(&sequence).is_some() {
             *self.alive.lock().expect("nobody panics with it") -= 1;
         }
+    }
+
+    fn energy_uj(&mut self) -> Option<u64> {
+        self.energy_uj.as_ref().map(|energy_uj| energy_uj.load(Relaxed))
     }
 }
 

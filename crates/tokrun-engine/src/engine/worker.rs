@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokrun_model::{Executor, Extend, ModelError, Place, SequenceHandle, Wanted};
 
+use super::energy::{Share, Steps};
 use super::inbox::{Arrival, Inbox};
 use super::sequence_tokens_max;
 use crate::blocks::Blocks;
@@ -32,6 +33,7 @@ struct Core {
     scheduler: Scheduler,
     vocab_size: usize,
     requests: BTreeMap<RequestId, Request>,
+    energy: Steps,
 }
 
 /// A live request.
@@ -45,6 +47,8 @@ struct Request {
     started: Option<Instant>,
     /// Its first token has been reported.
     has_output: bool,
+    /// What went into it since its last report.
+    energy: Share,
 }
 
 impl<R: FnMut(StepReport)> Worker<R> {
@@ -55,7 +59,8 @@ impl<R: FnMut(StepReport)> Worker<R> {
         inbox: Arc<Inbox>,
         report: R,
     ) -> Self {
-        let core = Core { executor, scheduler: Scheduler::new(limits), vocab_size, requests: BTreeMap::new() };
+        let (scheduler, requests) = (Scheduler::new(limits), BTreeMap::new());
+        let core = Core { executor, scheduler, vocab_size, requests, energy: Steps::default() };
         Self { core, inbox, report }
     }
 
@@ -84,6 +89,9 @@ impl<R: FnMut(StepReport)> Worker<R> {
             let mail = self.inbox.take(patience);
             if mail.stop {
                 return;
+            }
+            if !patience.is_zero() {
+                self.core.energy.idled(self.core.executor.energy_uj());
             }
             mail.arrivals.into_iter().for_each(|arrival| self.core.add(arrival));
             for (request_id, total_tokens) in mail.acknowledged {
@@ -123,6 +131,7 @@ impl Core {
             submitted: at,
             started: None,
             has_output: false,
+            energy: Share::default(),
         };
         self.requests.insert(submission.request_id, request);
         self.scheduler.add(Job {
@@ -158,10 +167,25 @@ impl Core {
             let (reason, at) = (with_causes(&error), Instant::now());
             report.extend(work.iter().map(|work| ended(work.request_id, Finish::Failed(reason.clone()), at)));
         }
+        self.split_energy(&work, &mut report[first_new..]);
         for step in report[first_new..].iter().filter(|step| step.finish.is_some()) {
             self.cancel(step.request_id);
         }
         true
+    }
+
+    /// Charges the step to the requests it computed for, and tells those that are reported.
+    fn split_energy(&mut self, work: &[Work], report: &mut [SequenceStep]) {
+        let Some(step_uj) = self.energy.step(self.executor.energy_uj()) else { return };
+        let all_tokens = work.iter().map(|work| work.tokens.len()).sum();
+        for work in work {
+            if let Some(request) = self.requests.get_mut(&work.request_id) {
+                request.energy.add(step_uj, work.tokens.len(), all_tokens);
+            }
+        }
+        for step in report {
+            step.energy_uj = self.requests.get_mut(&step.request_id).and_then(|request| request.energy.take());
+        }
     }
 
     /// Gives each planned request a sequence; those that get none fail.
@@ -190,7 +214,7 @@ impl Core {
 
     /// Extends what was planned, and samples where that is due. On an error nothing was sampled.
     fn compute(&mut self, plan: &[Work], report: &mut Vec<SequenceStep>) -> Result<(), ModelError> {
-        let Self { executor, scheduler, vocab_size, requests } = self;
+        let Self { executor, scheduler, vocab_size, requests, .. } = self;
         let sequence = |work: &Work| requests[&work.request_id].sequence.expect("a planned request has been started");
         let batch: Vec<Extend<'_>> = plan.iter().map(|work| extend(work, sequence(work))).collect();
         let logits = executor.extend(&batch)?;
@@ -258,6 +282,7 @@ impl Request {
                 first,
                 token: Some(SampledToken { id, logprob }),
                 rejected_draft_tokens: applied.rejected as u32,
+                energy_uj: None,
                 finish: applied.finish,
                 at,
             });
@@ -289,7 +314,15 @@ fn micros(from: Instant, to: Instant) -> u64 {
 
 /// The last report of a request that ended without a token.
 fn ended(request_id: RequestId, finish: Finish, at: Instant) -> SequenceStep {
-    SequenceStep { request_id, first: None, token: None, rejected_draft_tokens: 0, finish: Some(finish), at }
+    SequenceStep {
+        request_id,
+        first: None,
+        token: None,
+        rejected_draft_tokens: 0,
+        energy_uj: None,
+        finish: Some(finish),
+        at,
+    }
 }
 
 /// An error with all that led to it, on one line.

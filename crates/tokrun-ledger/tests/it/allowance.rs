@@ -421,6 +421,7 @@ fn usage_merges_histograms_per_user_model_and_day() {
                 decode_us: 1_000_000,
                 total_us: 1_100_000,
                 itl,
+                energy_uj: (user == "ada" && number > 0).then_some(1_250_000),
                 ..Settlement::new(id, FinishReason::Stop)
             };
             ledger.settle(settlement).unwrap();
@@ -432,6 +433,7 @@ fn usage_merges_histograms_per_user_model_and_day() {
     assert_eq!((ada.output_tokens, ada.total_tokens, ada.debited), (33, 63, credits(63)));
     assert_eq!((ada.tokens_per_s, ada.decode_tokens_per_s), (Some(10.0), Some(10.0)));
     assert_eq!(ada.itl_ms, tokrun_ledger::Percentiles::of(&all));
+    assert_eq!((ada.energy_joules, by_user[1].energy_joules), (Some(2.5), None), "as far as it was measured");
     let ttft = ada.ttft_ms.unwrap();
     assert!((ttft.p50 - 40.0).abs() < 0.1 && (ttft.p99 - 60.0).abs() < 0.1, "{ttft:?}");
 

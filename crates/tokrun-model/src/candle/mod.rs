@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{DType, Device, Tensor};
+use tokrun_kernels::energy::EnergyMeter;
 
 use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, SequenceHandle, TokenId, Wanted};
 
@@ -93,6 +94,7 @@ struct CandleExecutor {
     load: Load,
     sequences: BTreeMap<SequenceHandle, Sequence>,
     next_handle: u64,
+    energy: Option<EnergyMeter>,
 }
 
 struct Sequence {
@@ -123,6 +125,7 @@ pub(crate) fn executor(loaded: Loaded, sequences_max: Option<usize>, notes: Vec<
         load: loaded.load,
         sequences: BTreeMap::new(),
         next_handle: 0,
+        energy: EnergyMeter::cpu(),
     })
 }
 
@@ -174,6 +177,10 @@ impl Executor for CandleExecutor {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn energy_uj(&mut self) -> Option<u64> {
+        self.energy.as_mut().map(EnergyMeter::total_uj)
     }
 }
 

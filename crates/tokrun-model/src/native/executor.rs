@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use tokrun_kernels::energy::EnergyMeter;
 use tokrun_kernels::{Backend, KV_BLOCK_TOKENS, Span, Step};
 
 use super::decoder::{Buffers, Decoder, Room};
@@ -17,6 +18,8 @@ pub(super) struct Parts<B: Backend> {
     pub(super) room: Room,
     /// The first token that is outside the embedding matrix.
     pub(super) embedded_tokens: usize,
+    /// Of the device, where it has one.
+    pub(super) energy: Option<EnergyMeter>,
 }
 
 /// Runs them.
@@ -98,6 +101,10 @@ impl<B: Backend> Executor for NativeExecutor<B> {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn energy_uj(&mut self) -> Option<u64> {
+        self.parts.energy.as_mut().map(EnergyMeter::total_uj)
     }
 
     fn take_profile(&mut self) -> Vec<OpTime> {

@@ -6,9 +6,11 @@
 //! weight is read; `ModelFile::load` then falls back to candle.
 
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 
 use tokrun_kernels::cpu::{Cpu, CpuOptions};
 use tokrun_kernels::cuda::{CudaError, CudaUnavailable};
+use tokrun_kernels::energy::EnergyMeter;
 use tokrun_kernels::{Backend, Cuda, CudaOptions, KernelError};
 
 use crate::config::Config;
@@ -103,6 +105,7 @@ fn start(
             device: format!("cuda:{ordinal}"),
             free_bytes: backend.memory_free_bytes()? as u64,
             notes: Vec::new(),
+            energy: thread::spawn(move || EnergyMeter::cuda(ordinal)),
         };
         Ok::<_, ModelError>(Box::new(build(backend, site, architecture, sources, info, options)?))
     };
@@ -130,7 +133,8 @@ fn start_on_cpu(
     let threads = options.threads.unwrap_or(CpuOptions::default().threads).max(1);
     let backend =
         Cpu::new(CpuOptions { threads, pin: options.pin, profile: options.profile, ..CpuOptions::default() })?;
-    let site = Site { device: "cpu".to_owned(), free_bytes: memory::free_bytes(), notes };
+    let energy = thread::spawn(EnergyMeter::cpu);
+    let site = Site { device: "cpu".to_owned(), free_bytes: memory::free_bytes(), notes, energy };
     Ok(Box::new(build(backend, site, architecture, sources, info, options)?))
 }
 
@@ -141,6 +145,8 @@ struct Site {
     free_bytes: u64,
     /// How it came to be chosen.
     notes: Vec<String>,
+    /// Opening it can take as long as reading some weights: that happens meanwhile.
+    energy: JoinHandle<Option<EnergyMeter>>,
 }
 
 /// An executor on `backend`.
@@ -169,6 +175,7 @@ fn build<B: Backend>(
         paging: Some(plan.paging),
     };
     let notes = site.notes.into_iter().chain(plan.note).collect();
-    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens: architecture.embedded_tokens };
+    let (embedded_tokens, energy) = (architecture.embedded_tokens, site.energy.join().ok().flatten());
+    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy };
     Ok(NativeExecutor::new(info, notes, parts))
 }

@@ -300,6 +300,7 @@ mod tests {
             token_ids: Vec::new(),
             logprobs: None,
             usage: tokrun_runtime::Usage::default(),
+            energy_uj: None,
             timing,
             allowance: None,
         };
