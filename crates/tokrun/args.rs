@@ -228,6 +228,21 @@ pub(crate) enum WalletCommand {
     Create {
         /// Whose.
         user: String,
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Creating twice under the same key creates once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
+    /// Change where a wallet stands, and what it may draw or overdraw.
+    Set {
+        /// Whose.
+        user: String,
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Let it stand under no wallet.
+        #[arg(long, conflicts_with = "parent")]
+        no_parent: bool,
     },
     /// Add an allowance to a wallet.
     Grant(GrantArgs),
@@ -252,6 +267,55 @@ pub(crate) enum WalletCommand {
         #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
         to: Option<jiff::Timestamp>,
     },
+}
+
+/// Where a wallet stands, and what it may spend beside its grants.
+#[derive(Debug, Args)]
+pub(crate) struct TermsArgs {
+    /// What it is for; a person if nothing else is said.
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<Kind>,
+    /// The wallet that it stands under.
+    #[arg(long, value_name = "WALLET")]
+    pub(crate) parent: Option<String>,
+    /// The time zone of its days and months, such as Europe/Berlin; the parent's if absent, else UTC.
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) zone: Option<String>,
+    /// How far below nothing it may go, when everything else is spent.
+    #[arg(long, value_name = "CREDITS")]
+    pub(crate) overdraft: Option<Credits>,
+    /// How much it may draw from its parent when its own grants are spent: an amount, or `all`.
+    #[arg(long, value_name = "CREDITS|all", value_parser = cap)]
+    pub(crate) draw: Option<Cap>,
+    /// The period after which --draw begins anew; never if absent.
+    #[arg(long, value_enum, requires = "draw", value_name = "PERIOD")]
+    pub(crate) draw_every: Option<Every>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Organisation,
+    Team,
+    Person,
+    Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Every {
+    Day,
+    Week,
+    Month,
+}
+
+/// At most so much, or all there is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cap(pub(crate) Option<Credits>);
+
+fn cap(text: &str) -> Result<Cap, String> {
+    match text {
+        "all" => Ok(Cap(None)),
+        amount => amount.parse().map(|amount| Cap(Some(amount))).map_err(|error| format!("{error}, or `all`")),
+    }
 }
 
 #[derive(Debug, Args)]

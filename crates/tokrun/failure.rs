@@ -169,12 +169,14 @@ impl From<&LedgerError> for Failure {
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
             E::WalletExists { .. } => (Status::Failed, "wallet_exists"),
             E::InvalidName { .. }
+            | E::InvalidWallet { .. }
             | E::InvalidGrant { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),
             E::Bad { .. } | E::Corrupt { .. } => (Status::Failed, "ledger_bad"),
             E::NewerSchema { .. } => (Status::Failed, "ledger_newer"),
+            E::OlderSchema { .. } => (Status::Failed, "ledger_older"),
             E::DiskFull => (Status::Failed, "disk_full"),
             E::ReadOnly { .. } => (Status::Failed, "read_only"),
             _ => (Status::Failed, "ledger"),

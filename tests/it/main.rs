@@ -16,3 +16,4 @@ mod latency;
 mod structured;
 mod support;
 mod transcript;
+mod wallets;

@@ -20,7 +20,6 @@ const MEMO_BYTES_MAX: usize = 4096;
 pub(crate) struct Wallet {
     pub(crate) seq: i64,
     pub(crate) id: String,
-    pub(crate) frozen: bool,
 }
 
 /// A grant that was checked.
@@ -54,24 +53,6 @@ pub(crate) fn wallet_for(tx: &mut Tx<'_>, admission: &Admission) -> Result<(Wall
         insert_grant(tx, &wallet, &grant)?;
     }
     Ok((wallet, true))
-}
-
-/// Creates an empty wallet.
-pub(crate) fn create_wallet(tx: &mut Tx<'_>, name: &str, idempotency_key: Option<&str>) -> Result<WalletView> {
-    tx.check_good()?;
-    let arguments = arguments_hash(&["wallet", name]);
-    let seq = match earlier(tx.conn, idempotency_key, &arguments)? {
-        Some(id) => seq_of(tx.conn, "SELECT seq FROM account WHERE id = ?1", &id)?,
-        None => {
-            if find_wallet(tx.conn, name)?.is_some() {
-                return Err(LedgerError::WalletExists { name: name.to_owned() });
-            }
-            let wallet = insert_wallet(tx, name)?;
-            remember(tx.conn, idempotency_key, &arguments, &wallet.id)?;
-            wallet.seq
-        }
-    };
-    query::wallet_view(tx.conn, seq, tx.now_us)
 }
 
 /// Gives an allowance.
@@ -134,20 +115,22 @@ pub(crate) fn require_wallet(conn: &Connection, name: &str) -> Result<Wallet> {
     find_wallet(conn, name)?.ok_or_else(|| LedgerError::UnknownWallet { name: name.to_owned() })
 }
 
-fn find_wallet(conn: &Connection, name: &str) -> Result<Option<Wallet>> {
-    let sql = "SELECT w.seq, a.id, w.frozen FROM wallet_name n JOIN wallet w ON w.seq = n.wallet \
+/// The wallet of a name, if there is one.
+pub(crate) fn find_wallet(conn: &Connection, name: &str) -> Result<Option<Wallet>> {
+    let sql = "SELECT w.seq, a.id FROM wallet_name n JOIN wallet w ON w.seq = n.wallet \
          JOIN account a ON a.seq = w.seq WHERE n.name = ?1";
-    let read = |row: &rusqlite::Row<'_>| Ok(Wallet { seq: row.get(0)?, id: row.get(1)?, frozen: row.get(2)? });
+    let read = |row: &rusqlite::Row<'_>| Ok(Wallet { seq: row.get(0)?, id: row.get(1)? });
     Ok(conn.prepare_cached(sql)?.query_row([name], read).optional()?)
 }
 
-fn insert_wallet(tx: &Tx<'_>, name: &str) -> Result<Wallet> {
+/// Writes an empty wallet under a new name.
+pub(crate) fn insert_wallet(tx: &Tx<'_>, name: &str) -> Result<Wallet> {
     check_name(name)?;
     let id = Uuid::now_v7().to_string();
     let seq = tx.conn.prepare_cached("INSERT INTO account (id) VALUES (?1)")?.insert([&id])?;
     tx.conn.execute("INSERT INTO wallet (seq, created_us) VALUES (?1, ?2)", (seq, tx.now_us))?;
     tx.conn.execute("INSERT INTO wallet_name (wallet, name) VALUES (?1, ?2)", (seq, name))?;
-    Ok(Wallet { seq, id, frozen: false })
+    Ok(Wallet { seq, id })
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -203,19 +186,26 @@ fn check_grant(tx: &Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<()>
     if grant.memo.is_some_and(|memo| memo.len() > MEMO_BYTES_MAX) {
         return invalid("the memo is longer than 4 KiB");
     }
-    // With it, no sum over a wallet can overflow.
+    check_countable(tx, wallet.seq, grant.amount)
+}
+
+/// Refuses what would let a sum over a wallet overflow.
+pub(crate) fn check_countable(tx: &Tx<'_>, wallet: i64, amount: i64) -> Result<()> {
     let granted: i64 = tx
         .conn
         .prepare_cached("SELECT coalesce(sum(amount), 0) FROM allowance WHERE wallet = ?1")?
-        .query_row([wallet.seq], |row| row.get(0))?;
-    match granted.checked_add(grant.amount) {
-        Some(_) => Ok(()),
-        None => invalid("this wallet was granted more than can be counted; choose a smaller amount"),
-    }
+        .query_row([wallet], |row| row.get(0))?;
+    let reason = "this wallet was granted more than can be counted; choose a smaller amount";
+    granted.checked_add(amount).map(|_| ()).ok_or(LedgerError::InvalidGrant { reason })
+}
+
+/// The wallet that a grant belongs to.
+pub(crate) fn wallet_of_grant(conn: &Connection, grant: i64) -> Result<i64> {
+    Ok(conn.prepare_cached("SELECT wallet FROM allowance WHERE seq = ?1")?.query_row([grant], |row| row.get(0))?)
 }
 
 /// What came of an earlier use of this key.
-fn earlier(conn: &Connection, key: Option<&str>, arguments: &Hash) -> Result<Option<String>> {
+pub(crate) fn earlier(conn: &Connection, key: Option<&str>, arguments: &Hash) -> Result<Option<String>> {
     let Some(key) = key else { return Ok(None) };
     let found = conn
         .prepare_cached("SELECT arguments, subject FROM idempotency WHERE key = ?1")?
@@ -228,7 +218,8 @@ fn earlier(conn: &Connection, key: Option<&str>, arguments: &Hash) -> Result<Opt
     }
 }
 
-fn remember(conn: &Connection, key: Option<&str>, arguments: &Hash, subject: &str) -> Result<()> {
+/// Keeps what came of a key, if there is one.
+pub(crate) fn remember(conn: &Connection, key: Option<&str>, arguments: &Hash, subject: &str) -> Result<()> {
     if let Some(key) = key {
         conn.prepare_cached("INSERT INTO idempotency (key, arguments, subject) VALUES (?1, ?2, ?3)")?.execute((
             key_digest(conn, key)?,
@@ -245,7 +236,8 @@ fn key_digest(conn: &Connection, key: &str) -> Result<Hash> {
     Ok(chain::salted(&salt, key))
 }
 
-fn arguments_hash(arguments: &[&str]) -> Hash {
+/// What a key was used with.
+pub(crate) fn arguments_hash(arguments: &[&str]) -> Hash {
     let mut hasher = Sha256::new();
     for argument in arguments {
         hasher.update((argument.len() as u64).to_be_bytes());
@@ -254,6 +246,7 @@ fn arguments_hash(arguments: &[&str]) -> Hash {
     hasher.finalize().into()
 }
 
-fn seq_of(conn: &Connection, sql: &str, id: &str) -> Result<i64> {
+/// The row that `sql` finds for an opaque id.
+pub(crate) fn seq_of(conn: &Connection, sql: &str, id: &str) -> Result<i64> {
     Ok(conn.prepare_cached(sql)?.query_row([id], |row| row.get(0))?)
 }

@@ -37,10 +37,18 @@ pub enum LedgerError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The wallet is frozen: it admits no request.
+    /// A wallet cannot be what it is asked to be: its parent, kind, time zone or overdraft.
+    #[error("the wallet `{}` cannot be so: {reason}", shown(name))]
+    InvalidWallet {
+        /// Whose it is.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The wallet, or one above it, is frozen: it admits no request.
     #[error("the wallet `{0}` is frozen; `tokrun wallet thaw {0}` lets it spend again", shown(name))]
     Frozen {
-        /// Whose it is.
+        /// The frozen one.
         name: String,
     },
     /// The allowance does not cover the prompt and one output token.
@@ -99,6 +107,18 @@ pub enum LedgerError {
     /// The file is from a newer version of this program.
     #[error("{path} has schema version {found}, this program knows {known}; upgrade tokrun")]
     NewerSchema {
+        /// The ledger.
+        path: PathBuf,
+        /// The version of the file.
+        found: i64,
+        /// The newest version known here.
+        known: i64,
+    },
+    /// The file is from an older version of this program, and open for reading alone.
+    #[error(
+        "{path} has schema version {found}, this program knows {known}, and may not bring it up to date; let its owner run `tokrun ledger verify` once where it can be written"
+    )]
+    OlderSchema {
         /// The ledger.
         path: PathBuf,
         /// The version of the file.

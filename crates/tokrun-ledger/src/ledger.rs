@@ -14,9 +14,9 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, Result, Settled, Settlement,
-    Statement, UsageQuery, UsageRow, VerifyReport, WalletView, admin, backup, health, query, request, store, usage,
-    verify,
+    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, Result, Settled,
+    Settlement, Statement, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup, health, query,
+    request, store, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -186,10 +186,26 @@ impl Ledger {
 /// Wallets. Only the owner of the file, and the superuser, may change them: everybody else is answered
 /// [`LedgerError::NotOwner`].
 impl Ledger {
-    /// Creates an empty wallet. With an idempotency key, repeating it gives the wallet of the first time.
+    /// Creates a person's empty wallet. With an idempotency key, repeating it gives the wallet of the first time.
     pub fn create_wallet(&self, name: &str, idempotency_key: Option<String>) -> Result<WalletView> {
+        self.open_wallet(NewWallet { idempotency_key, ..NewWallet::new(name) })
+    }
+
+    /// Creates an empty wallet of any kind, anywhere in the tree.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidWallet`] says which of its terms cannot be.
+    pub fn open_wallet(&self, wallet: NewWallet) -> Result<WalletView> {
+        self.administer(move |tx| wallets::create(tx, &wallet))
+    }
+
+    /// Changes a wallet's terms, all that are named or none.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidWallet`] says which of them cannot be.
+    pub fn change_wallet(&self, name: &str, change: WalletChange) -> Result<WalletView> {
         let name = name.to_owned();
-        self.administer(move |tx| admin::create_wallet(tx, &name, idempotency_key.as_deref()))
+        self.administer(move |tx| wallets::change(tx, &name, &change))
     }
 
     /// Gives an allowance. With an idempotency key, repeating it grants nothing more.
@@ -197,7 +213,7 @@ impl Ledger {
         self.administer(move |tx| admin::grant(tx, &request))
     }
 
-    /// Refuses the wallet's new requests from now on; what runs may end.
+    /// Refuses new requests of the wallet, and of all under it, from now on; what runs may end.
     pub fn freeze(&self, name: &str) -> Result<WalletView> {
         let name = name.to_owned();
         self.administer(move |tx| admin::set_frozen(tx, &name, true))

@@ -10,8 +10,11 @@
 //! - Everything that changes the file passes through one thread a process (`writer`): what is queued becomes one
 //!   transaction, at most one in 5 ms, and is answered after its fsync. The writers of all processes take turns on a file
 //!   lock.
+//! - Wallets form a tree (`tree`, `wallets`). A request pays with its wallet's own grants by priority, expiry and age, then
+//!   with those of the pools above it as far as caps on the way let it, then with agreed overdrafts in the same order
+//!   (`funds`). Whatever it takes, at any level, is taken in the same transaction, so that no level is ever overdrawn.
 //! - What is in flight is taken out of its grants at once, so that no two requests, in whatever processes, can spend the
-//!   same credit: `entries - in flight = balance = live grants`, per grant and per wallet (`purse`, `open_request`).
+//!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
 //! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
 //!   accounts (issued, wallets, spent, expired) each of them sums to zero, and each carries the hash of the one before.
 //! - Whoever dies leaves what it had debited; the next one that notices settles it (`recover`).
@@ -72,9 +75,11 @@
 
 mod admin;
 mod backup;
+mod calendar;
 mod chain;
 mod credits;
 mod error;
+mod funds;
 mod health;
 mod histogram;
 mod ledger;
@@ -86,17 +91,21 @@ mod recover;
 mod request;
 mod store;
 mod text;
+mod tree;
 mod types;
 mod usage;
 mod verify;
+mod wallets;
 mod watch;
 mod writer;
 
+pub use calendar::Period;
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};
 pub use error::{LedgerError, Result};
 pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use ledger::{Clock, Ledger};
+pub use tree::{DrawTerms, NewWallet, WalletChange, WalletKind};
 pub use types::{
     Admission, Admitted, Debit, Debited, FinishReason, GrantKind, GrantRequest, GrantState, GrantView, PromptDebit,
     Settled, Settlement, StarterGrant, Statement, StatementKind, StatementLine, WalletView,

@@ -2,9 +2,15 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::purse::{BURN_ORDER, Part, Purse};
+use crate::funds::Funds;
+use crate::purse::Part;
+use crate::tree::ABOVE;
 use crate::writer::Tx;
 use crate::{Admission, Credits, Debit, LedgerError, Price, Result};
+
+/// The order in which what was held of grants `g` is debited: that in which it was taken.
+const PAY_ORDER: &str =
+    "ORDER BY g.kind = 'overdraft', above.level, g.priority, g.expires_us IS NULL, g.expires_us, g.seq";
 
 /// A request that is not settled, as far as money is concerned.
 #[derive(Debug, Clone)]
@@ -17,6 +23,8 @@ pub(crate) struct OpenRequest {
     pub(crate) running: bool,
     pub(crate) cached_tokens: u64,
     pub(crate) output_tokens: u64,
+    /// When its hold was taken.
+    pub(crate) started_us: i64,
     lots: Vec<Lot>,
 }
 
@@ -66,6 +74,7 @@ impl OpenRequest {
             running: false,
             cached_tokens: 0,
             output_tokens: 0,
+            started_us: tx.now_us,
             lots: parts.iter().map(held).collect(),
         };
         request.save_lots(tx.conn)?;
@@ -82,7 +91,7 @@ impl OpenRequest {
 
     fn load(conn: &Connection, id: &str) -> Result<Option<OpenRequest>> {
         let sql = "SELECT seq, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, running, cached_tokens, \
-             output_tokens FROM open_request JOIN progress ON request = seq WHERE id = ?1";
+             output_tokens, started_us FROM open_request JOIN progress ON request = seq WHERE id = ?1";
         let found = conn.prepare_cached(sql)?.query_row([id], |row| {
             Ok(OpenRequest {
                 seq: row.get(0)?,
@@ -96,24 +105,26 @@ impl OpenRequest {
                 running: row.get(6)?,
                 cached_tokens: row.get(7)?,
                 output_tokens: row.get(8)?,
+                started_us: row.get(9)?,
                 lots: Vec::new(),
             })
         });
         let Some(mut request) = found.optional()? else { return Ok(None) };
         // In the order in which they were held, which is the order in which they are debited.
         let sql = format!(
-            "SELECT f.allowance, f.held, f.debited, g.wallet FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
-             WHERE f.request = ?1 {BURN_ORDER}"
+            "WITH RECURSIVE {ABOVE} SELECT f.allowance, f.held, f.debited, above.level IS NOT NULL \
+             FROM in_flight f JOIN allowance g ON g.seq = f.allowance LEFT JOIN above ON above.wallet = g.wallet \
+             WHERE f.request = ?1 {PAY_ORDER}"
         );
         let mut lots = conn.prepare_cached(&sql)?;
-        let lots = lots.query_map([request.seq], |row| {
+        let lots = lots.query_map([request.seq, request.wallet], |row| {
             let lot = Lot { grant: row.get(0)?, held: row.get(1)?, debited: row.get(2)?, stored: true, dirty: false };
-            Ok((lot, row.get::<_, i64>(3)?))
+            Ok((lot, row.get::<_, bool>(3)?))
         })?;
         let mut is_own = true;
         for lot in lots {
-            let (lot, wallet) = lot?;
-            is_own &= wallet == request.wallet;
+            let (lot, is_above) = lot?;
+            is_own &= is_above;
             request.lots.push(lot);
         }
         match is_own && request.is_sound() {
@@ -189,17 +200,17 @@ impl OpenRequest {
     }
 
     /// Debits as many of `asked` output tokens as can be paid whole: out of the hold, then in burn-down order.
-    pub(crate) fn draw_output(&mut self, purse: &mut Purse, asked: u32, now_us: i64) -> u32 {
+    pub(crate) fn draw_output(&mut self, funds: &mut Funds, asked: u32, now_us: i64) -> u32 {
         let price = self.price.output.micro();
         let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
         let granted = match price {
             0 => asked,
-            _ => u32::try_from(held.saturating_add(purse.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
+            _ => u32::try_from(held.saturating_add(funds.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
         };
         let cost = i64::from(granted) * price;
         let out_of_hold = cost.min(held);
         self.draw_hold(out_of_hold);
-        let parts = purse.pay(cost - out_of_hold, now_us).expect("no more than was found available");
+        let parts = funds.pay(cost - out_of_hold, now_us).expect("no more than was found available");
         for (grant, amount) in parts {
             self.add(grant, amount);
         }

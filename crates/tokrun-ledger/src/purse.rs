@@ -2,13 +2,23 @@
 
 use rusqlite::{Connection, Row};
 
+use crate::funds::Draw;
 use crate::{GrantKind, LedgerError, Result};
+
+/// What is spent first, and what only when everything else is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    Grants,
+    /// `remaining` is what of it is not used.
+    Overdraft,
+}
 
 /// One grant, as far as spending it is concerned.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Grant {
     pub(crate) seq: i64,
     pub(crate) id: String,
+    pub(crate) layer: Layer,
     pub(crate) kind: GrantKind,
     pub(crate) amount: i64,
     pub(crate) priority: i32,
@@ -18,6 +28,8 @@ pub(crate) struct Grant {
     pub(crate) active: bool,
     /// Net of what is in flight.
     pub(crate) remaining: i64,
+    /// Of an overdraft: held by, or debited to, requests that are not settled.
+    in_flight: i64,
     /// Changed since it was read.
     dirty: bool,
 }
@@ -33,16 +45,19 @@ impl Grant {
 
     /// From [`GRANT_COLUMNS`].
     pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Grant> {
+        let kind = row.get_ref("kind")?.as_str()?;
         Ok(Grant {
             seq: row.get("seq")?,
             id: row.get("id")?,
-            kind: if row.get_ref("kind")?.as_str()? == "starter" { GrantKind::Starter } else { GrantKind::Grant },
+            layer: if kind == "overdraft" { Layer::Overdraft } else { Layer::Grants },
+            kind: if kind == "starter" { GrantKind::Starter } else { GrantKind::Grant },
             amount: row.get("amount")?,
             priority: row.get("priority")?,
             effective_us: row.get("effective_us")?,
             expires_us: row.get("expires_us")?,
             active: row.get("active")?,
             remaining: row.get("remaining")?,
+            in_flight: row.get("overdraft_in_flight")?,
             dirty: false,
         })
     }
@@ -61,39 +76,46 @@ pub(crate) struct Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EventKind {
     Activate,
+    /// A grant pays back what settled requests overdrew, as soon as it is effective.
+    Repay,
     Expire,
 }
 
 /// A part of a payment: which grant, how many micro-credits.
 pub(crate) type Part = (i64, i64);
 
-/// The grants of one wallet in burn-down order: priority, then expiry (soonest first, never last), then age.
+/// The grants of one wallet in burn-down order: priority, then expiry (soonest first, never last), then age; and last the
+/// agreed overdraft.
 #[derive(Debug, Clone)]
 pub(crate) struct Purse {
     pub(crate) grants: Vec<Grant>,
+    /// Whether, and how far, its wallet may draw on the parent's pool.
+    pub(crate) draw: Option<Draw>,
 }
 
 /// For [`Grant::from_row`].
-pub(crate) const GRANT_COLUMNS: &str =
-    "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining";
+pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, \
+     CASE g.kind WHEN 'overdraft' THEN (SELECT coalesce(sum(held + debited), 0) FROM in_flight WHERE allowance = g.seq) \
+     ELSE 0 END AS overdraft_in_flight";
 
 /// Burn-down order in SQL.
-pub(crate) const BURN_ORDER: &str = "ORDER BY g.priority, g.expires_us IS NULL, g.expires_us, g.seq";
+pub(crate) const BURN_ORDER: &str =
+    "ORDER BY g.kind = 'overdraft', g.priority, g.expires_us IS NULL, g.expires_us, g.seq";
 
 impl Purse {
     /// Reads every grant of a wallet that can still change.
     pub(crate) fn load(conn: &Connection, wallet: i64) -> Result<Purse> {
         let sql = format!(
             "SELECT {GRANT_COLUMNS} FROM allowance g WHERE g.wallet = ?1 AND (g.remaining > 0 OR g.active = 0 \
-             OR EXISTS (SELECT 1 FROM in_flight f WHERE f.allowance = g.seq)) {BURN_ORDER}"
+             OR g.kind = 'overdraft' OR EXISTS (SELECT 1 FROM in_flight f WHERE f.allowance = g.seq)) {BURN_ORDER}"
         );
         let mut statement = conn.prepare_cached(&sql)?;
         let grants = statement.query_map([wallet], Grant::from_row)?.collect::<rusqlite::Result<_>>()?;
-        Ok(Purse { grants })
+        Ok(Purse { grants, draw: Draw::load(conn, wallet)? })
     }
 
     /// Writes what changed.
-    pub(crate) fn save(&mut self, conn: &Connection) -> Result<()> {
+    pub(crate) fn save(&mut self, conn: &Connection, wallet: i64) -> Result<()> {
         for grant in self.grants.iter_mut().filter(|grant| grant.dirty) {
             conn.prepare_cached("UPDATE allowance SET remaining = ?2, active = ?3 WHERE seq = ?1")?.execute((
                 grant.seq,
@@ -102,25 +124,53 @@ impl Purse {
             ))?;
             grant.dirty = false;
         }
-        Ok(())
+        self.draw.as_mut().map_or(Ok(()), |draw| draw.save(conn, wallet))
     }
 
-    /// What can be spent now.
+    /// What can be spent now, the overdraft included.
     pub(crate) fn available(&self, now_us: i64) -> i64 {
         let live = self.grants.iter().filter(|grant| grant.is_live(now_us));
         // What was granted to one wallet can be counted, unless somebody forged it.
         live.fold(0, |sum: i64, grant| sum.saturating_add(grant.remaining))
     }
 
+    /// The live grants less what of the overdraft is used.
+    pub(crate) fn balance(&self, now_us: i64) -> i64 {
+        let line = self.overdraft().map_or(0, |line| line.amount);
+        self.available(now_us).saturating_sub(line)
+    }
+
+    /// The agreed overdraft.
+    pub(crate) fn overdraft(&self) -> Option<&Grant> {
+        self.grants.last().filter(|grant| grant.layer == Layer::Overdraft && grant.active)
+    }
+
+    /// Whether a grant is one of this purse's.
+    pub(crate) fn has(&self, seq: i64) -> bool {
+        self.grants.iter().any(|grant| grant.seq == seq)
+    }
+
     /// Applies what time did, oldest first. Whoever calls this before anything else sees the same events, whenever.
     pub(crate) fn pass_time(&mut self, now_us: i64) -> Vec<Event> {
+        if let Some(draw) = &mut self.draw {
+            draw.pass_time(now_us);
+        }
         let mut events = Vec::new();
-        for (index, grant) in self.grants.iter_mut().enumerate() {
+        for index in self.by_effect(now_us) {
+            let overdrawn = self.overdraft().map_or(0, |line| line.amount - line.remaining - line.in_flight);
+            let grant = &mut self.grants[index];
             if !grant.active && grant.effective_us <= now_us {
                 (grant.active, grant.remaining, grant.dirty) = (true, grant.amount, true);
-                let kind = EventKind::Activate;
-                events.push(Event { grant: index, kind, amount: grant.amount, at_us: grant.effective_us });
+                let at_us = grant.effective_us;
+                events.push(Event { grant: index, kind: EventKind::Activate, amount: grant.amount, at_us });
+                let amount = overdrawn.min(grant.amount);
+                if amount > 0 {
+                    grant.remaining -= amount;
+                    events.push(Event { grant: index, kind: EventKind::Repay, amount, at_us });
+                    self.change_overdraft(amount);
+                }
             }
+            let grant = &mut self.grants[index];
             if let Some(expires_us) = grant.expires_us.filter(|&expires_us| expires_us <= now_us)
                 && grant.remaining > 0
             {
@@ -133,17 +183,14 @@ impl Purse {
         events
     }
 
-    /// Takes `amount` in burn-down order; `None`, and nothing is taken, if there is less.
-    pub(crate) fn pay(&mut self, amount: i64, now_us: i64) -> Option<Vec<Part>> {
-        if amount > self.available(now_us) {
-            return None;
-        }
-        let mut owed = amount;
-        let mut parts = Vec::new();
-        for grant in self.grants.iter_mut().filter(|grant| grant.is_live(now_us)) {
+    /// Takes `most`, or what there is, in burn-down order. Returns what it took.
+    pub(crate) fn take(&mut self, most: i64, layer: Layer, now_us: i64, parts: &mut Vec<Part>) -> i64 {
+        let mut owed = most;
+        for grant in self.grants.iter_mut().filter(|grant| grant.layer == layer && grant.is_live(now_us)) {
             let part = owed.min(grant.remaining);
             if part > 0 {
                 grant.remaining -= part;
+                grant.in_flight = grant.in_flight.saturating_add(part);
                 grant.dirty = true;
                 owed -= part;
                 parts.push((grant.seq, part));
@@ -152,7 +199,15 @@ impl Purse {
                 break;
             }
         }
-        Some(parts)
+        most - owed
+    }
+
+    /// What was taken is settled: it is in flight no longer.
+    pub(crate) fn settle(&mut self, (seq, amount): Part) {
+        self.grants
+            .iter_mut()
+            .filter(|grant| grant.seq == seq)
+            .for_each(|grant| grant.in_flight = grant.in_flight.saturating_sub(amount));
     }
 
     /// Returns what was held. `Some` if the grant has expired in the meantime: the money is gone again.
@@ -165,6 +220,7 @@ impl Purse {
         let index = self.grants.iter().position(|grant| grant.seq == seq);
         let index = index.ok_or_else(|| bad("holds a grant of another wallet"))?;
         let grant = &mut self.grants[index];
+        grant.in_flight = grant.in_flight.saturating_sub(amount);
         if grant.is_expired(now_us) {
             return Ok(Some(Event { grant: index, kind: EventKind::Expire, amount, at_us: now_us }));
         }
@@ -173,16 +229,35 @@ impl Purse {
         grant.dirty = true;
         Ok(None)
     }
+
+    /// Whatever became effective or expired, in the order in which it became effective.
+    fn by_effect(&self, now_us: i64) -> Vec<usize> {
+        let changes = |grant: &Grant| match grant.active {
+            true => grant.remaining > 0 && grant.is_expired(now_us),
+            false => grant.layer == Layer::Grants && grant.effective_us <= now_us,
+        };
+        let mut changed: Vec<usize> = (0..self.grants.len()).filter(|&index| changes(&self.grants[index])).collect();
+        changed.sort_by_key(|&index| (self.grants[index].effective_us, self.grants[index].seq));
+        changed
+    }
+
+    fn change_overdraft(&mut self, amount: i64) {
+        if let Some(line) = self.grants.last_mut() {
+            line.remaining += amount;
+            line.dirty = true;
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn grant(seq: i64, priority: i32, expires_us: Option<i64>, remaining: i64) -> Grant {
+    pub(crate) fn grant(seq: i64, priority: i32, expires_us: Option<i64>, remaining: i64) -> Grant {
         Grant {
             seq,
             id: format!("grant-{seq}"),
+            layer: Layer::Grants,
             kind: GrantKind::Grant,
             amount: 100,
             priority,
@@ -190,18 +265,27 @@ mod tests {
             expires_us,
             active: true,
             remaining,
+            in_flight: 0,
             dirty: false,
         }
     }
 
+    pub(crate) fn overdraft(seq: i64, remaining: i64) -> Grant {
+        Grant { layer: Layer::Overdraft, ..grant(seq, 0, None, remaining) }
+    }
+
+    fn purse(grants: Vec<Grant>) -> Purse {
+        Purse { grants, draw: None }
+    }
+
     #[test]
-    fn pays_in_order_over_several_grants_or_not_at_all() {
-        let mut purse =
-            Purse { grants: vec![grant(3, 0, Some(50), 10), grant(1, 0, None, 5), grant(2, 1, Some(9), 5)] };
+    fn takes_in_order_over_several_grants() {
+        let mut purse = purse(vec![grant(3, 0, Some(50), 10), grant(1, 0, None, 5), grant(2, 1, Some(9), 5)]);
         assert_eq!(purse.available(9), 15, "what expires at 9 is gone at 9");
-        assert_eq!(purse.pay(16, 9), None);
-        assert_eq!(purse.pay(12, 9), Some(vec![(3, 10), (1, 2)]));
-        assert_eq!(purse.pay(0, 9), Some(vec![]));
+        let mut parts = Vec::new();
+        assert_eq!(purse.take(12, Layer::Grants, 9, &mut parts), 12);
+        assert_eq!(purse.take(0, Layer::Grants, 9, &mut parts), 0);
+        assert_eq!(parts, [(3, 10), (1, 2)]);
         assert_eq!((purse.available(9), purse.available(8)), (3, 8));
     }
 
@@ -209,7 +293,7 @@ mod tests {
     fn time_activates_and_expires_in_its_own_order() {
         let mut late = grant(2, 0, Some(30), 0);
         (late.effective_us, late.active) = (10, false);
-        let mut purse = Purse { grants: vec![grant(1, 0, Some(20), 7), late] };
+        let mut purse = purse(vec![grant(1, 0, Some(20), 7), late]);
         assert_eq!(purse.pass_time(9), vec![]);
         let events = purse.pass_time(40);
         let seen: Vec<_> = events.iter().map(|event| (event.at_us, event.kind, event.amount)).collect();
@@ -219,8 +303,22 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_repays_what_was_overdrawn_before_it_can_expire() {
+        let mut late = grant(2, 0, Some(30), 0);
+        (late.effective_us, late.active) = (10, false);
+        let mut purse = purse(vec![late, overdraft(9, 40)]);
+        let mut parts = Vec::new();
+        assert_eq!(purse.take(50, Layer::Overdraft, 5, &mut parts), 40, "60 were used before, and are settled");
+        assert_eq!((parts, purse.balance(5)), (vec![(9, 40)], -100));
+        let events = purse.pass_time(40);
+        let seen: Vec<_> = events.iter().map(|event| (event.at_us, event.kind, event.amount)).collect();
+        assert_eq!(seen, [(10, EventKind::Activate, 100), (10, EventKind::Repay, 60), (30, EventKind::Expire, 40)]);
+        assert_eq!(purse.balance(40), -40, "what is in flight is repaid by a later grant");
+    }
+
+    #[test]
     fn what_comes_back_too_late_is_gone() {
-        let mut purse = Purse { grants: vec![grant(1, 0, Some(20), 7)] };
+        let mut purse = purse(vec![grant(1, 0, Some(20), 7)]);
         assert_eq!(purse.give_back((1, 3), 19).unwrap(), None);
         assert_eq!(purse.available(19), 10);
         let event = purse.give_back((1, 3), 25).unwrap().unwrap();
@@ -229,7 +327,7 @@ mod tests {
 
     #[test]
     fn what_a_forger_put_in_flight_is_refused() {
-        let mut purse = Purse { grants: vec![grant(1, 0, None, 7)] };
+        let mut purse = purse(vec![grant(1, 0, None, 7)]);
         for part in [(2, 1), (1, 94), (1, i64::MAX)] {
             assert!(matches!(purse.give_back(part, 19), Err(LedgerError::Bad { .. })), "{part:?}");
         }

@@ -3,10 +3,11 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension};
 
+use crate::funds::Funds;
 use crate::purse::{BURN_ORDER, EventKind, GRANT_COLUMNS, Grant, Purse};
 use crate::{
-    Credits, GrantKind, GrantState, GrantView, LedgerError, Result, Statement, StatementKind, StatementLine,
-    WalletView, admin,
+    Credits, DrawTerms, GrantKind, GrantState, GrantView, LedgerError, Result, Statement, StatementKind, StatementLine,
+    WalletKind, WalletView, admin, tree,
 };
 
 /// Every wallet, by name.
@@ -25,26 +26,52 @@ pub(crate) fn wallet(conn: &Connection, name: &str, now_us: i64) -> Result<Walle
 
 /// One wallet.
 pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result<WalletView> {
-    let grants = grant_views(conn, "g.wallet = ?1", wallet, now_us)?;
-    let sum = |amounts: &mut dyn Iterator<Item = Credits>| Credits::from_micro(amounts.map(Credits::micro).sum());
-    let live = |grant: &&GrantView| matches!(grant.state, GrantState::Live);
-    let balance = sum(&mut grants.iter().filter(live).map(|grant| grant.remaining));
-    let in_flight = sum(&mut grants.iter().map(|grant| grant.in_flight));
-    let sql = "SELECT coalesce(n.name, a.id), a.id, w.frozen, w.created_us FROM wallet w \
-         JOIN account a ON a.seq = w.seq LEFT JOIN wallet_name n ON n.wallet = w.seq WHERE w.seq = ?1";
-    conn.prepare_cached(sql)?
-        .query_row([wallet], |row| {
-            Ok(WalletView {
-                name: row.get(0)?,
-                id: row.get(1)?,
-                balance,
-                in_flight,
-                frozen: row.get(2)?,
-                created: timestamp(row.get(3)?),
-                grants,
-            })
-        })
-        .map_err(LedgerError::from)
+    let path = tree::path(conn, wallet)?;
+    let funds = funds(conn, wallet, now_us)?;
+    let own = funds.own();
+    let balance = own.balance(now_us);
+    let draw = own.draw.as_ref();
+    let sql = "SELECT w.created_us, (SELECT coalesce(sum(f.held + f.debited), 0) FROM allowance g \
+         JOIN in_flight f ON f.allowance = g.seq WHERE g.wallet = w.seq) FROM wallet w WHERE w.seq = ?1";
+    let mut grants = grant_views(conn, "g.wallet = ?1 AND g.kind <> 'overdraft'", wallet, now_us)?;
+    // What a grant is about to repay of the overdraft is not seen in it alone.
+    for grant in &mut grants {
+        if let Some(passed) = own.grants.iter().find(|passed| passed.id == grant.id) {
+            grant.remaining = Credits::from_micro(passed.remaining);
+        }
+    }
+    let (created_us, in_flight) =
+        conn.prepare_cached(sql)?.query_row([wallet], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(WalletView {
+        name: path[0].name.clone(),
+        id: path[0].id.clone(),
+        balance: Credits::from_micro(balance),
+        drawable: Credits::from_micro(funds.available(now_us).saturating_sub(balance.max(0))),
+        kind: path[0].kind,
+        parent: path.get(1).map(|node| node.name.clone()),
+        team: path.iter().find(|node| node.kind == WalletKind::Team).map(|node| node.name.clone()),
+        zone: tree::zone_name(&path),
+        overdraft: Credits::from_micro(own.overdraft().map_or(0, |line| line.amount)),
+        draw: draw.map(|draw| DrawTerms { cap: draw.cap.map(Credits::from_micro), every: draw.every }),
+        drawn: Credits::from_micro(draw.map_or(0, |draw| draw.drawn)),
+        in_flight: Credits::from_micro(in_flight),
+        frozen: path.iter().any(|node| node.frozen),
+        created: timestamp(created_us),
+        grants,
+    })
+}
+
+/// What a wallet can pay with, as the next writer will find it.
+fn funds(conn: &Connection, wallet: i64, now_us: i64) -> Result<Funds> {
+    let mut levels = Vec::new();
+    let mut next = Some(wallet);
+    while let Some(wallet) = next {
+        let mut purse = Purse::load(conn, wallet)?;
+        purse.pass_time(now_us);
+        next = purse.draw.as_ref().map(|draw| draw.parent);
+        levels.push((wallet, purse));
+    }
+    Ok(Funds { levels })
 }
 
 /// One grant.
@@ -105,7 +132,7 @@ fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Res
     );
     let mut statement = conn.prepare_cached(&sql)?;
     let views = statement.query_map([key], |row| {
-        let mut purse = Purse { grants: vec![Grant::from_row(row)?] };
+        let mut purse = Purse { grants: vec![Grant::from_row(row)?], draw: None };
         purse.pass_time(now_us);
         let grant = &purse.grants[0];
         let state = match grant {
@@ -136,7 +163,7 @@ fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
     let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, max(m.text) \
          FROM posting p JOIN entry e ON e.id = p.entry \
          LEFT JOIN memo m ON m.allowance = p.allowance AND e.memo_digest IS NOT NULL \
-         WHERE p.account = ?1 GROUP BY e.id ORDER BY e.id";
+         WHERE p.account = ?1 AND e.kind <> 'repay' GROUP BY e.id ORDER BY e.id";
     let mut statement = conn.prepare_cached(sql)?;
     let lines = statement.query_map([wallet], |row| {
         let kind = match row.get_ref(1)?.as_str()? {
@@ -166,6 +193,8 @@ fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<Statemen
         let (kind, signed) = match event.kind {
             EventKind::Activate if grant.kind == GrantKind::Starter => (StatementKind::Starter, event.amount),
             EventKind::Activate => (StatementKind::Grant, event.amount),
+            // It moves within the wallet: no line.
+            EventKind::Repay => continue,
             EventKind::Expire => (StatementKind::Expire, -event.amount),
         };
         let memo = match event.kind {
@@ -173,7 +202,7 @@ fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<Statemen
                 .prepare_cached("SELECT text FROM memo WHERE allowance = ?1")?
                 .query_row([grant.seq], |row| row.get(0))
                 .optional()?,
-            EventKind::Expire => None,
+            EventKind::Repay | EventKind::Expire => None,
         };
         lines.push(StatementLine {
             date: timestamp(event.at_us),

@@ -3,12 +3,12 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
+use crate::funds::Funds;
 use crate::open_request::OpenRequest;
-use crate::purse::Purse;
 use crate::writer::Tx;
 use crate::{
     Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, Result, Settled,
-    Settlement, admin,
+    Settlement, admin, tree,
 };
 
 /// More than any project name or set of tags needs, so that a log row stays a row.
@@ -61,21 +61,23 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
         return Err(LedgerError::DuplicateRequest { id: admission.request_id.clone() });
     }
     let (wallet, wallet_created) = admin::wallet_for(tx, admission)?;
-    if wallet.frozen {
-        return Err(LedgerError::Frozen { name: admission.wallet.clone() });
+    let path = tree::path(tx.conn, wallet.seq)?;
+    if let Some(frozen) = path.iter().find(|node| node.frozen) {
+        return Err(LedgerError::Frozen { name: frozen.name.clone() });
     }
-    let mut purse = tx.take_purse(wallet.seq)?;
-    let Some(parts) = purse.pay(needed, tx.now_us) else {
-        let balance = Credits::from_micro(purse.available(tx.now_us));
+    let mut funds = tx.take_funds(wallet.seq)?;
+    let Some(parts) = funds.pay(needed, tx.now_us) else {
+        let balance = Credits::from_micro(funds.available(tx.now_us));
         let needed = Credits::from_micro(needed);
         return Err(LedgerError::Exhausted { name: admission.wallet.clone(), needed, balance });
     };
-    let balance = Credits::from_micro(purse.available(tx.now_us));
-    tx.save_purse(wallet.seq, purse)?;
+    let balance = Credits::from_micro(funds.own().balance(tx.now_us));
+    tx.save_funds(funds)?;
 
     let request = OpenRequest::create(tx, admission, wallet.seq, &tags, &parts)?;
     tx.cache.requests.insert(admission.request_id.clone(), request);
-    Ok(Admitted { wallet_id: wallet.id, wallet_created, held: Credits::from_micro(needed), balance })
+    let team_id = tree::team(&path).id.clone();
+    Ok(Admitted { wallet_id: wallet.id, team_id, wallet_created, held: Credits::from_micro(needed), balance })
 }
 
 /// Debits a step of every running sequence. What one of them is refused does not touch the others.
@@ -89,7 +91,7 @@ pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
     // Written once per wallet, however many of its requests are in this step.
     for wallet in wallets {
         if let Some(purse) = tx.cache.purses.get_mut(&wallet) {
-            purse.save(tx.conn)?;
+            purse.save(tx.conn, wallet)?;
         }
     }
     Ok(debited)
@@ -99,10 +101,11 @@ pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
 pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     tx.check_good()?;
     let Some(mut request) = OpenRequest::take(tx, &ending.id)? else { return recorded(tx, &ending.id) };
-    let mut purse = tx.take_purse(request.wallet)?;
-    give_hold_back(tx, &ending.id, &mut request, &mut purse)?;
-    let balance = Credits::from_micro(purse.available(tx.now_us));
-    tx.save_purse(request.wallet, purse)?;
+    let mut funds = tx.take_funds(request.wallet)?;
+    give_hold_back(tx, &ending.id, &mut request, &mut funds)?;
+    request.debits().for_each(|part| funds.settle(part));
+    let balance = Credits::from_micro(funds.own().balance(tx.now_us));
+    tx.save_funds(funds)?;
 
     let debited = request.debited();
     let settled = Settled {
@@ -162,21 +165,23 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         let id = debit.request_id.clone();
         return Ok(refusal(LedgerError::InvalidRequest { id, reason }));
     }
-    let mut purse = tx.take_purse(request.wallet)?;
+    let mut funds = tx.take_funds(request.wallet)?;
     let granted = match debit.prompt {
         Some(prompt) => {
             request.start(prompt.cached_tokens)?;
-            let granted = request.draw_output(&mut purse, debit.output_tokens, tx.now_us);
-            give_hold_back(tx, &debit.request_id, &mut request, &mut purse)?;
+            let granted = request.draw_output(&mut funds, debit.output_tokens, tx.now_us);
+            give_hold_back(tx, &debit.request_id, &mut request, &mut funds)?;
             granted
         }
-        None => request.draw_output(&mut purse, debit.output_tokens, tx.now_us),
+        None => request.draw_output(&mut funds, debit.output_tokens, tx.now_us),
     };
     request.save(tx.conn)?;
-    if !wallets.contains(&request.wallet) {
-        wallets.push(request.wallet);
+    for &(wallet, _) in &funds.levels {
+        if !wallets.contains(&wallet) {
+            wallets.push(wallet);
+        }
     }
-    tx.keep_purse(request.wallet, purse);
+    tx.keep_funds(funds);
     tx.cache.requests.insert(debit.request_id.clone(), request);
     Ok(Debited {
         request_id: debit.request_id.clone(),
@@ -187,10 +192,11 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
 }
 
 /// Returns what is still held; what belongs to a grant that has expired meanwhile expires with it.
-fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, purse: &mut Purse) -> Result<()> {
+fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, funds: &mut Funds) -> Result<()> {
     for part in request.release_hold() {
-        if let Some(event) = purse.give_back(part, tx.now_us)? {
-            tx.write_event(request.wallet, purse, &event, Some(id))?;
+        if let Some((level, event)) = funds.give_back(part, request.started_us, tx.now_us)? {
+            let (wallet, purse) = &funds.levels[level];
+            tx.write_event(*wallet, purse, &event, Some(id))?;
         }
     }
     Ok(())
@@ -198,7 +204,10 @@ fn give_hold_back(tx: &Tx<'_>, id: &str, request: &mut OpenRequest, purse: &mut 
 
 /// The entry of a request: from each grant it used to `spent`, and the digest of its row in the log.
 fn write_settlement(tx: &Tx<'_>, id: &str, request: &OpenRequest, debited: i64, logged: chain::Hash) -> Result<()> {
-    let mut postings: Vec<_> = request.debits().map(|(grant, amount)| (request.wallet, Some(grant), -amount)).collect();
+    let mut postings = Vec::new();
+    for (grant, amount) in request.debits() {
+        postings.push((admin::wallet_of_grant(tx.conn, grant)?, Some(grant), -amount));
+    }
     if debited > 0 {
         postings.push((chain::SPENT, None, debited));
     }
@@ -272,7 +281,7 @@ fn recorded(tx: &mut Tx<'_>, id: &str) -> Result<Settled> {
         .optional()?;
     let (wallet, settled) = found.ok_or_else(|| LedgerError::UnknownRequest { id: id.to_owned() })?;
     let purse = tx.take_purse(wallet)?;
-    let balance = Credits::from_micro(purse.available(tx.now_us));
+    let balance = Credits::from_micro(purse.balance(tx.now_us));
     tx.save_purse(wallet, purse)?;
     Ok(Settled { balance, ..settled })
 }

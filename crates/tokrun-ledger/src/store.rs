@@ -14,7 +14,7 @@ use crate::{LedgerError, Result, chain};
 pub(crate) const APPLICATION_ID: i64 = 0x746f_6b72;
 
 /// Every version's changes in order; the last one's number is the schema version.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Older write-ahead logs can lose commits when two connections meet.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -144,6 +144,7 @@ fn check_identity(place: &Place, conn: &Connection) -> Result<()> {
         let reason = "it is a database of another program, or empty".into();
         return Err(LedgerError::NotALedger { path: place.file.clone(), reason });
     }
+    require_whole_pages(place, conn)?;
     match found {
         found if found > schema_version() => {
             Err(LedgerError::NewerSchema { path: place.file.clone(), found, known: schema_version() })
@@ -153,6 +154,16 @@ fn check_identity(place: &Place, conn: &Connection) -> Result<()> {
             Err(LedgerError::NotALedger { path: place.file.clone(), reason })
         }
         _ => Ok(()),
+    }
+}
+
+/// A last page that was cut is not noticed until it is read.
+fn require_whole_pages(place: &Place, conn: &Connection) -> Result<()> {
+    let page_bytes: u64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    let file = fs::metadata(&place.file).map_err(|source| LedgerError::io("read", &place.file, source))?;
+    match file.len().is_multiple_of(page_bytes) {
+        true => Ok(()),
+        false => Err(LedgerError::Corrupt { reason: "its last page is cut off".into() }),
     }
 }
 
@@ -198,6 +209,10 @@ fn connect_reader(place: &Place, immutable: bool) -> Result<Connection> {
     let conn = conn.map_err(at_open)?;
     conn.busy_timeout(BUSY_TIMEOUT)?;
     check_identity(place, &conn)?;
+    let found = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(at_open)?;
+    if found < schema_version() {
+        return Err(LedgerError::OlderSchema { path: place.file.clone(), found, known: schema_version() });
+    }
     conn.pragma_update(None, "trusted_schema", false)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(conn)

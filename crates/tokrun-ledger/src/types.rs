@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{Credits, LatencyHistogram, LedgerError, Price};
+use crate::{Credits, DrawTerms, LatencyHistogram, LedgerError, Price, WalletKind};
 
 /// A request that wants to start.
 #[derive(Debug, Clone)]
@@ -44,11 +44,13 @@ pub struct StarterGrant {
 pub struct Admitted {
     /// The opaque id of the wallet.
     pub wallet_id: String,
+    /// The opaque id of the team it belongs to: the nearest one above it, else the wallet itself.
+    pub team_id: String,
     /// Whether this admission created the wallet.
     pub wallet_created: bool,
     /// What is held for the prompt and one output token.
     pub held: Credits,
-    /// What is left beside it.
+    /// What its wallet has left beside it; less than nothing if it is overdrawn.
     pub balance: Credits,
 }
 
@@ -229,11 +231,28 @@ pub struct WalletView {
     pub name: String,
     /// Opaque.
     pub id: String,
-    /// What can be spent: the live grants, net of what is in flight.
+    /// The live grants less what is used of the overdraft, net of what is in flight.
     pub balance: Credits,
+    /// What can be spent on top of the balance, or up to nothing if it is overdrawn: of the pools above and of agreed
+    /// overdrafts.
+    pub drawable: Credits,
+    /// What it is for.
+    pub kind: WalletKind,
+    /// The name of the wallet it stands under.
+    pub parent: Option<String>,
+    /// The name of the nearest team, if it belongs to one.
+    pub team: Option<String>,
+    /// The name of the time zone whose calendar holds for it.
+    pub zone: String,
+    /// The agreed overdraft.
+    pub overdraft: Credits,
+    /// How far it may draw on its parent.
+    pub draw: Option<DrawTerms>,
+    /// What it has drawn in the current period.
+    pub drawn: Credits,
     /// Held by, or debited to, requests that are not settled yet.
     pub in_flight: Credits,
-    /// Admits no request.
+    /// Admits no request, because it or a wallet above it is frozen.
     pub frozen: bool,
     /// When it was created.
     pub created: Timestamp,

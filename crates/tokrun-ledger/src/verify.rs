@@ -208,7 +208,8 @@ fn check_grants_where(conn: &Connection, report: &mut VerifyReport, condition: &
          posted AS (SELECT allowance, sum(amount) AS net, sum(max(amount, 0)) AS given FROM posting \
          WHERE account IN (SELECT wallet FROM checked) AND allowance IS NOT NULL GROUP BY allowance), \
          flying AS (SELECT allowance, sum(held + debited) AS amount FROM in_flight GROUP BY allowance) \
-         SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0), coalesce(f.amount, 0) \
+         SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0), coalesce(f.amount, 0), \
+         g.kind = 'overdraft' \
          FROM checked g LEFT JOIN posted p ON p.allowance = g.seq LEFT JOIN flying f ON f.allowance = g.seq \
          ORDER BY g.seq"
     );
@@ -216,10 +217,13 @@ fn check_grants_where(conn: &Connection, report: &mut VerifyReport, condition: &
         let (id, amount, active): (String, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let (remaining, net, given, flying): (i64, i64, i64, i64) =
             (row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?);
-        if given != if active { amount } else { 0 } {
+        // Of an overdraft, entries say the used part.
+        let is_overdraft = row.get(7)?;
+        let remaining = if is_overdraft && active { remaining - amount } else { remaining };
+        if !is_overdraft && given != if active { amount } else { 0 } {
             report.add(None, format!("grant {id} is of {amount} micro-credits, its entries say {given}"));
         }
-        if i128::from(net) - i128::from(flying) != i128::from(remaining) || remaining < 0 {
+        if i128::from(net) - i128::from(flying) != i128::from(remaining) {
             let what =
                 format!("grant {id} has {remaining} micro-credits left; its entries say {net}, {flying} in flight");
             report.add(None, what);
@@ -236,14 +240,13 @@ fn check_log(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
         report.add(row.get(0)?, "it settles a request that has not exactly one row in the log");
         Ok(())
     })?;
-    let sql = "WITH spent AS (SELECT entry, -sum(amount) AS amount, min(account) AS one, max(account) AS other \
-         FROM posting WHERE allowance IS NOT NULL GROUP BY entry) \
+    let sql = "WITH spent AS (SELECT entry, -sum(amount) AS amount FROM posting \
+         WHERE allowance IS NOT NULL GROUP BY entry) \
          SELECT r.entry, r.id, r.debited, r.prompt_micro, r.cached_micro, r.output_micro, r.prompt_tokens, \
          r.cached_tokens, r.output_tokens, r.itl, EXISTS (SELECT 1 FROM open_request o WHERE o.id = r.id), \
          CASE WHEN r.entry IS NULL \
          THEN (r.debited, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens) IS (0, 0, 0, 0, 0) ELSE e.kind IS 'settle' AND e.request_id IS r.id \
-         AND coalesce(s.amount, 0) IS r.debited AND coalesce(s.one, r.wallet) IS r.wallet \
-         AND coalesce(s.other, r.wallet) IS r.wallet END \
+         AND coalesce(s.amount, 0) IS r.debited END \
          FROM request_log r LEFT JOIN entry e ON e.id = r.entry LEFT JOIN spent s ON s.entry = r.entry ORDER BY r.seq";
     each(conn, sql, |row| {
         let (entry, id): (Option<i64>, String) = (row.get(0)?, row.get(1)?);
@@ -293,8 +296,12 @@ fn check_modes(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
 
 /// What is in flight follows from the price and the progress.
 fn check_open_requests(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    let sql = "SELECT o.id, coalesce(sum(f.held), 0), coalesce(sum(f.debited), 0), o.prompt_micro, o.cached_micro, \
-         o.output_micro, o.prompt_tokens, p.running, p.cached_tokens, p.output_tokens, total(g.wallet <> o.wallet) > 0 \
+    // Of a wallet's own grants, or of one's that it stands under.
+    let sql = "WITH RECURSIVE above (wallet, upper) AS (SELECT seq, seq FROM wallet UNION \
+         SELECT above.wallet, w.parent FROM above JOIN wallet w ON w.seq = above.upper WHERE w.parent IS NOT NULL) \
+         SELECT o.id, coalesce(sum(f.held), 0), coalesce(sum(f.debited), 0), o.prompt_micro, o.cached_micro, \
+         o.output_micro, o.prompt_tokens, p.running, p.cached_tokens, p.output_tokens, \
+         total((o.wallet, g.wallet) NOT IN above) > 0 \
          FROM open_request o LEFT JOIN progress p ON p.request = o.seq LEFT JOIN in_flight f ON f.request = o.seq \
          LEFT JOIN allowance g ON g.seq = f.allowance GROUP BY o.seq ORDER BY o.seq";
     each(conn, sql, |row| {

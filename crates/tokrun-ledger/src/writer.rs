@@ -15,6 +15,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
+use crate::funds::Funds;
 use crate::open_request::OpenRequest;
 use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
@@ -170,9 +171,33 @@ impl Tx<'_> {
         self.cache.purses.insert(wallet, purse);
     }
 
+    /// The purse of a wallet and those that it draws on, as of now. Put them back with [`Tx::keep_funds`].
+    pub(crate) fn take_funds(&mut self, wallet: i64) -> Result<Funds> {
+        let mut levels = Vec::with_capacity(1);
+        let mut next = Some(wallet);
+        while let Some(wallet) = next {
+            let purse = self.take_purse(wallet)?;
+            next = purse.draw.as_ref().map(|draw| draw.parent);
+            levels.push((wallet, purse));
+        }
+        Ok(Funds { levels })
+    }
+
+    /// Remembers them, as [`Tx::keep_purse`] does.
+    pub(crate) fn keep_funds(&mut self, funds: Funds) {
+        for (wallet, purse) in funds.levels {
+            self.keep_purse(wallet, purse);
+        }
+    }
+
+    /// Writes what changed of them and remembers them.
+    pub(crate) fn save_funds(&mut self, funds: Funds) -> Result<()> {
+        funds.levels.into_iter().try_for_each(|(wallet, purse)| self.save_purse(wallet, purse))
+    }
+
     /// Writes a purse's changes and remembers it.
     pub(crate) fn save_purse(&mut self, wallet: i64, mut purse: Purse) -> Result<()> {
-        purse.save(self.conn)?;
+        purse.save(self.conn, wallet)?;
         self.keep_purse(wallet, purse);
         Ok(())
     }
@@ -184,14 +209,19 @@ impl Tx<'_> {
         let (kind, other, signed) = match event.kind {
             EventKind::Activate if grant.kind == GrantKind::Starter => ("starter", chain::ISSUED, event.amount),
             EventKind::Activate => ("grant", chain::ISSUED, event.amount),
+            EventKind::Repay => ("repay", wallet, -event.amount),
             EventKind::Expire => ("expire", chain::EXPIRED, -event.amount),
+        };
+        let other_grant = match event.kind {
+            EventKind::Repay => purse.overdraft().map(|line| line.seq),
+            _ => None,
         };
         let (memo, terms) = match event.kind {
             EventKind::Activate => (self.memo_digest(grant.seq)?, Some(chain::terms_digest(self.conn, grant.seq)?)),
-            EventKind::Expire => (None, None),
+            EventKind::Repay | EventKind::Expire => (None, None),
         };
         let key = match event.kind {
-            EventKind::Activate => format!("{kind}:{}", grant.id),
+            EventKind::Activate | EventKind::Repay => format!("{kind}:{}", grant.id),
             // A grant can expire several times: what is held comes back late, and clocks are set back.
             EventKind::Expire => format!("{kind}:{}:{}", grant.id, chain::head(self.conn)?.entry + 1),
         };
@@ -203,7 +233,7 @@ impl Tx<'_> {
             request_id: request,
             memo_digest: memo,
             subject_digest: terms,
-            postings: &[(other, None, -signed), (wallet, Some(grant.seq), signed)],
+            postings: &[(other, other_grant, -signed), (wallet, Some(grant.seq), signed)],
         };
         chain::append(self.conn, &draft)?;
         Ok(())

@@ -44,7 +44,13 @@ pub struct Unmetered;
 impl Meter for Unmetered {
     fn admit(&self, _admission: Admission) -> Result<Admitted, LedgerError> {
         let nothing = Credits::ZERO;
-        Ok(Admitted { wallet_id: String::new(), wallet_created: false, held: nothing, balance: nothing })
+        Ok(Admitted {
+            wallet_id: String::new(),
+            team_id: String::new(),
+            wallet_created: false,
+            held: nothing,
+            balance: nothing,
+        })
     }
 
     fn debit(&self, debits: Vec<Debit>, reply: Reply<Vec<Debited>>) {

@@ -39,7 +39,7 @@ pub struct Runtime {
     engine: Arc<Engine>,
     messages: Sender<Message>,
     next_id: AtomicU64,
-    /// Keyed anew in each process, so that nobody can find out which wallets are told apart by what.
+    /// Keyed anew in each process, so that nobody can find out which wallets and teams are told apart by what.
     keys: RandomState,
     thread: Option<JoinHandle<()>>,
 }
@@ -184,9 +184,10 @@ impl Runtime {
             project: request.payer.project,
             tags: request.payer.tags,
         })?;
-        // Wallets share the machine evenly, and nobody learns from timing what another wallet asked.
-        let wallet = self.keys.hash_one(&admitted.wallet_id);
-        (submission.tenant, submission.cache_salt) = (TenantId(wallet), wallet);
+        // Wallets share the machine evenly; a team shares the prefixes of its prompts, and nobody else learns from timing
+        // what it asked.
+        submission.tenant = TenantId(self.keys.hash_one(&admitted.wallet_id));
+        submission.cache_salt = self.keys.hash_one(&admitted.team_id);
         let (events, inbox) = channel();
         let begin = Begin {
             id,

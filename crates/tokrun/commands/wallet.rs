@@ -1,10 +1,13 @@
 //! `tokrun wallet`: who has how much.
 
 use serde_json::{Value, json};
-use tokrun_ledger::{Credits, GrantKind, GrantRequest, GrantState, GrantView, Statement, WalletView};
+use tokrun_ledger::{
+    Credits, DrawTerms, GrantKind, GrantRequest, GrantState, GrantView, NewWallet, Period, Statement, WalletChange,
+    WalletKind, WalletView,
+};
 
 use super::answer;
-use crate::args::{Format, GrantArgs, WalletCommand};
+use crate::args::{Every, Format, GrantArgs, Kind, TermsArgs, WalletCommand};
 use crate::failure::{Failure, Status};
 use crate::{home, output};
 
@@ -15,7 +18,13 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
     match command {
         WalletCommand::List => list(&ledger.wallets()?, format),
         WalletCommand::Show { user } => show(&ledger.wallet(&own_or(user)?)?, format),
-        WalletCommand::Create { user } => show(&ledger.create_wallet(&user, None)?, format),
+        WalletCommand::Create { user, terms, idempotency_key } => {
+            let new = NewWallet { idempotency_key, ..new_wallet(user, terms) };
+            show(&ledger.open_wallet(new)?, format);
+        }
+        WalletCommand::Set { user, terms, no_parent } => {
+            show(&ledger.change_wallet(&user, change(terms, no_parent))?, format);
+        }
         WalletCommand::Grant(args) => {
             let user = args.user.clone();
             let grant = ledger.grant(grant_request(args))?;
@@ -28,6 +37,38 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         }
     }
     Ok(Status::Done)
+}
+
+fn new_wallet(name: String, terms: TermsArgs) -> NewWallet {
+    let change = change(terms, false);
+    NewWallet {
+        kind: change.kind.unwrap_or(WalletKind::Person),
+        parent: change.parent.flatten(),
+        zone: change.zone.flatten(),
+        overdraft: change.overdraft.unwrap_or(Credits::ZERO),
+        draw: change.draw,
+        ..NewWallet::new(name)
+    }
+}
+
+fn change(terms: TermsArgs, no_parent: bool) -> WalletChange {
+    let every = terms.draw_every.map(|every| match every {
+        Every::Day => Period::Day,
+        Every::Week => Period::Week,
+        Every::Month => Period::Month,
+    });
+    WalletChange {
+        kind: terms.kind.map(|kind| match kind {
+            Kind::Organisation => WalletKind::Organisation,
+            Kind::Team => WalletKind::Team,
+            Kind::Person => WalletKind::Person,
+            Kind::Service => WalletKind::Service,
+        }),
+        parent: if no_parent { Some(None) } else { terms.parent.map(Some) },
+        zone: terms.zone.map(Some),
+        overdraft: terms.overdraft,
+        draw: terms.draw.map(|cap| DrawTerms { cap: cap.0, every }),
+    }
 }
 
 fn grant_request(args: GrantArgs) -> GrantRequest {
@@ -47,15 +88,30 @@ fn list(wallets: &[WalletView], format: Format) {
         out!("{}", Value::from_iter(wallets.iter().map(json_wallet)));
         return;
     }
-    let rows = wallets.iter().map(|wallet| {
+    let rows = as_tree(wallets).into_iter().map(|(level, wallet)| {
         vec![
-            wallet.name.clone(),
+            format!("{}{}", "  ".repeat(level), wallet.name),
+            wallet.kind.to_string(),
             output::credits(wallet.balance),
+            output::credits(wallet.drawable),
             output::credits(wallet.in_flight),
             if wallet.frozen { "frozen" } else { "" }.to_owned(),
         ]
     });
-    out!("{}", output::table(&["wallet", "balance", "in flight", ""], &[1, 2], rows));
+    out!("{}", output::table(&["wallet", "kind", "balance", "may draw", "in flight", ""], &[2, 3, 4], rows));
+}
+
+/// Every wallet below its parent, with how deep it stands.
+fn as_tree(wallets: &[WalletView]) -> Vec<(usize, &WalletView)> {
+    let mut found = Vec::new();
+    let mut stack: Vec<(usize, &WalletView)> =
+        wallets.iter().rev().filter(|wallet| wallet.parent.is_none()).map(|wallet| (0, wallet)).collect();
+    while let Some((level, wallet)) = stack.pop() {
+        found.push((level, wallet));
+        let children = wallets.iter().rev().filter(|child| child.parent.as_ref() == Some(&wallet.name));
+        stack.extend(children.map(|child| (level + 1, child)));
+    }
+    found
 }
 
 fn show(wallet: &WalletView, format: Format) {
@@ -67,6 +123,12 @@ fn show(wallet: &WalletView, format: Format) {
     out!("{}: {} credits{frozen}", wallet.name, output::credits(wallet.balance));
     if wallet.in_flight != Credits::ZERO {
         out!("in flight: {}", output::credits(wallet.in_flight));
+    }
+    if wallet.drawable != Credits::ZERO {
+        out!("on top of it: {} from pools and overdrafts", output::credits(wallet.drawable));
+    }
+    if let Some(parent) = &wallet.parent {
+        out!("under {parent}{}", wallet.draw.map_or_else(String::new, |draw| draws(wallet, draw)));
     }
     if !wallet.grants.is_empty() {
         let rows = wallet.grants.iter().map(|grant| {
@@ -81,6 +143,12 @@ fn show(wallet: &WalletView, format: Format) {
         });
         out!("{}", output::table(&["grant", "left", "of", "priority", "expires", "memo"], &[1, 2, 3], rows));
     }
+}
+
+fn draws(wallet: &WalletView, draw: DrawTerms) -> String {
+    let cap = draw.cap.map_or_else(|| "all".to_owned(), output::credits);
+    let every = draw.every.map_or_else(String::new, |every| format!(" a {every} ({})", wallet.zone));
+    format!(", of which it may draw {cap}{every}; {} are drawn", output::credits(wallet.drawn))
 }
 
 fn kind(kind: GrantKind) -> &'static str {
@@ -136,6 +204,17 @@ fn json_wallet(wallet: &WalletView) -> Value {
         "wallet": wallet.name,
         "id": wallet.id,
         "balance": output::credits_json(wallet.balance),
+        "drawable": output::credits_json(wallet.drawable),
+        "kind": wallet.kind,
+        "parent": wallet.parent,
+        "team": wallet.team,
+        "zone": wallet.zone,
+        "overdraft": output::credits_json(wallet.overdraft),
+        "draw": wallet.draw.map(|draw| json!({
+            "cap": draw.cap.map(output::credits_json),
+            "every": draw.every,
+            "drawn": output::credits_json(wallet.drawn),
+        })),
         "in_flight": output::credits_json(wallet.in_flight),
         "unit": "credits",
         "frozen": wallet.frozen,

@@ -4,5 +4,7 @@
 mod allowance;
 mod common;
 mod damage;
+mod migration;
 mod model;
 mod processes;
+mod tree;

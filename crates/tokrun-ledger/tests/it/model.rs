@@ -5,13 +5,20 @@ use std::sync::mpsc;
 
 use proptest::prelude::*;
 use tokrun_ledger::{
-    Admission, Admitted, Credits, Debit, Debited, FinishReason, GrantRequest, Ledger, LedgerError, Price, PromptDebit,
-    Result, Settled, Settlement,
+    Admission, Admitted, Credits, Debit, Debited, DrawTerms, FinishReason, GrantRequest, Ledger, LedgerError,
+    NewWallet, Price, PromptDebit, Result, Settled, Settlement, WalletKind,
 };
 
 use crate::common::{Home, admission, at, verify};
 
-const WALLETS: [&str; 3] = ["ada", "bob", "eve"];
+const WALLETS: [&str; 4] = ["ada", "bob", "eve", "team"];
+const TEAM: usize = 3;
+
+/// What each may draw from the team, in micro-credits; `None`: it stands alone.
+const CAPS: [Option<i64>; 4] = [Some(15_000_000), Some(i64::MAX), None, None];
+
+/// Agreed overdrafts in micro-credits.
+const OVERDRAFTS: [i64; 4] = [0, 5_000_000, 0, 4_300_001];
 
 /// In micro-credits: whole tokens, odd ones, dear ones, free ones.
 const PRICES: [(i64, i64, i64); 4] =
@@ -47,10 +54,10 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let micro = prop_oneof![(1..40_i64).prop_map(|credits| credits * 1_000_000), 1..5_000_000_i64];
-    let grant = (0..3_usize, micro, -1..2_i32, prop_oneof![3 => Just(0), 1 => 1..20_i64], prop::option::of(1..60_i64))
+    let grant = (0..4_usize, micro, -1..2_i32, prop_oneof![3 => Just(0), 1 => 1..20_i64], prop::option::of(1..60_i64))
         .prop_map(|(wallet, micro, priority, delay_s, life_s)| Op::Grant { wallet, micro, priority, delay_s, life_s });
     let admit =
-        (0..3_usize, 0..12_u64, 0..4_usize).prop_map(|(wallet, prompt, price)| Op::Admit { wallet, prompt, price });
+        (0..4_usize, 0..12_u64, 0..4_usize).prop_map(|(wallet, prompt, price)| Op::Admit { wallet, prompt, price });
     let debit = prop::collection::vec((any::<prop::sample::Index>(), 0..9_u32, 0..12_u64), 1..5).prop_map(|debits| {
         Op::Debit(debits.into_iter().map(|(which, tokens, cached)| (which.index(1000), tokens, cached)).collect())
     });
@@ -59,7 +66,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => admit,
         12 => debit,
         4 => (0..1000_usize).prop_map(Op::Settle),
-        1 => (0..3_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
+        1 => (0..4_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
         4 => (1..25_i64).prop_map(Op::Pass),
         1 => Just(Op::Crash),
         2 => Just(Op::Interfere),
@@ -83,6 +90,10 @@ struct Grant {
     expires_us: i64,
     expired: i64,
     settled: i64,
+    /// Moved to the overdraft as soon as it became effective; of an overdraft: what grants moved to it.
+    repaid: i64,
+    active: bool,
+    is_overdraft: bool,
 }
 
 #[derive(Debug)]
@@ -101,7 +112,9 @@ struct Request {
 struct Model {
     now_us: i64,
     grants: Vec<Grant>,
-    frozen: [bool; 3],
+    frozen: [bool; 4],
+    /// From the team.
+    drawn: [i64; 4],
     requests: Vec<Request>,
 }
 
@@ -112,22 +125,57 @@ enum Refusal {
 }
 
 impl Model {
-    /// Grants in the order in which they burn. Ages are places in the list.
+    fn new(now_us: i64) -> Model {
+        let mut model = Model { now_us, ..Model::default() };
+        for (wallet, &amount) in OVERDRAFTS.iter().enumerate() {
+            model.grant(wallet, amount, i32::MAX, now_us, i64::MAX);
+            let line = model.grants.last_mut().unwrap();
+            (line.is_overdraft, line.active) = (true, true);
+        }
+        model
+    }
+
+    /// What can be spent, in the order in which it burns: a wallet's grants, the team's, then their overdrafts. Ages are
+    /// places in the list.
     fn burning(&self, wallet: usize) -> Vec<usize> {
+        let levels: &[usize] = if CAPS[wallet].is_some() { &[wallet, TEAM] } else { &[wallet] };
+        let level = |grant: &Grant| levels.iter().position(|&wallet| wallet == grant.wallet);
         let live = |grant: &Grant| {
-            grant.wallet == wallet && grant.effective_us <= self.now_us && self.now_us < grant.expires_us
+            level(grant).is_some() && grant.effective_us <= self.now_us && self.now_us < grant.expires_us
         };
         let mut order: Vec<usize> = (0..self.grants.len()).filter(|&index| live(&self.grants[index])).collect();
-        order.sort_by_key(|&index| (self.grants[index].priority, self.grants[index].expires_us, index));
+        order.sort_by_key(|&index| {
+            let grant = &self.grants[index];
+            (grant.is_overdraft, level(grant), grant.priority, grant.expires_us, index)
+        });
         order
     }
 
+    /// What of a grant a wallet may spend now.
+    fn share(&self, wallet: usize, index: usize) -> i64 {
+        let grant = &self.grants[index];
+        if grant.wallet == wallet { grant.remaining } else { grant.remaining.min(self.cap_left(wallet)) }
+    }
+
+    fn cap_left(&self, wallet: usize) -> i64 {
+        CAPS[wallet].unwrap_or(0) - self.drawn[wallet]
+    }
+
+    fn spendable(&self, wallet: usize) -> i64 {
+        let (own, above): (Vec<_>, Vec<_>) =
+            self.burning(wallet).into_iter().partition(|&index| self.grants[index].wallet == wallet);
+        let sum = |indexes: Vec<usize>| indexes.into_iter().map(|index| self.grants[index].remaining).sum::<i64>();
+        sum(own) + sum(above).min(self.cap_left(wallet))
+    }
+
     fn balance(&self, wallet: usize) -> i64 {
-        self.burning(wallet).into_iter().map(|index| self.grants[index].remaining).sum()
+        let own = self.burning(wallet).into_iter().filter(|&index| self.grants[index].wallet == wallet);
+        own.map(|index| self.grants[index].remaining).sum::<i64>() - OVERDRAFTS[wallet]
     }
 
     fn pass(&mut self, seconds: i64) {
         self.now_us += seconds * 1_000_000;
+        self.activate();
         for grant in &mut self.grants {
             if grant.expires_us <= self.now_us {
                 grant.expired += std::mem::take(&mut grant.remaining);
@@ -135,33 +183,70 @@ impl Model {
         }
     }
 
+    /// A grant that becomes effective repays first what settled requests overdrew.
+    fn activate(&mut self) {
+        let due = |grant: &Grant| !grant.active && grant.effective_us <= self.now_us;
+        let mut indexes: Vec<usize> = (0..self.grants.len()).filter(|&index| due(&self.grants[index])).collect();
+        indexes.sort_by_key(|&index| (self.grants[index].effective_us, index));
+        for index in indexes {
+            let line = self.grants[index].wallet;
+            let repaid = (self.grants[line].settled - self.grants[line].repaid).min(self.grants[index].amount);
+            let grant = &mut self.grants[index];
+            (grant.active, grant.repaid) = (true, repaid);
+            grant.remaining -= repaid;
+            self.grants[line].remaining += repaid;
+            self.grants[line].repaid += repaid;
+        }
+    }
+
     fn grant(&mut self, wallet: usize, amount: i64, priority: i32, effective_us: i64, expires_us: i64) {
-        let (remaining, expired, settled) = (amount, 0, 0);
-        let grant = Grant { wallet, amount, remaining, priority, effective_us, expires_us, expired, settled };
+        let (remaining, expired, settled, repaid, active, is_overdraft) = (amount, 0, 0, 0, false, false);
+        let grant = Grant {
+            wallet,
+            amount,
+            remaining,
+            priority,
+            effective_us,
+            expires_us,
+            expired,
+            settled,
+            repaid,
+            active,
+            is_overdraft,
+        };
         self.grants.push(grant);
+        if self.grants.len() > WALLETS.len() {
+            self.activate();
+        }
     }
 
     fn take(&mut self, wallet: usize, mut amount: i64) -> Vec<(usize, i64)> {
-        assert!(amount <= self.balance(wallet));
+        assert!(amount <= self.spendable(wallet));
         let mut parts = Vec::new();
         for index in self.burning(wallet) {
-            let part = amount.min(self.grants[index].remaining);
+            let part = amount.min(self.share(wallet, index));
             self.grants[index].remaining -= part;
+            self.drawn[wallet] += if self.grants[index].wallet == wallet { 0 } else { part };
             amount -= part;
             if part > 0 {
                 parts.push((index, part));
             }
         }
+        assert_eq!(amount, 0);
         parts
+    }
+
+    fn is_frozen(&self, wallet: usize) -> bool {
+        self.frozen[wallet] || CAPS[wallet].is_some() && self.frozen[TEAM]
     }
 
     fn admit(&mut self, wallet: usize, prompt: u64, price: Price) -> Result<i64, Refusal> {
         let needed = price.of_request(prompt, 0, 1).unwrap().micro();
-        if self.frozen[wallet] {
+        if self.is_frozen(wallet) {
             return Err(Refusal::Frozen);
         }
-        if self.balance(wallet) < needed {
-            return Err(Refusal::Exhausted { needed, balance: self.balance(wallet) });
+        if self.spendable(wallet) < needed {
+            return Err(Refusal::Exhausted { needed, balance: self.spendable(wallet) });
         }
         let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
         for (grant, held) in self.take(wallet, needed) {
@@ -193,7 +278,7 @@ impl Model {
     fn pay_token(&mut self, id: usize) -> bool {
         let (wallet, price) = (self.requests[id].wallet, self.requests[id].price.output.micro());
         let held: i64 = self.requests[id].taken.values().map(|taken| taken.held).sum();
-        if held + self.balance(wallet) < price {
+        if held + self.spendable(wallet) < price {
             return false;
         }
         let out_of_hold = held.min(price);
@@ -207,7 +292,11 @@ impl Model {
 
     fn draw_hold(&mut self, id: usize, mut amount: i64) {
         let mut order: Vec<usize> = self.requests[id].taken.keys().copied().collect();
-        order.sort_by_key(|&index| (self.grants[index].priority, self.grants[index].expires_us, index));
+        let own = self.requests[id].wallet;
+        order.sort_by_key(|&index| {
+            let grant = &self.grants[index];
+            (grant.is_overdraft, grant.wallet != own, grant.priority, grant.expires_us, index)
+        });
         for index in order {
             let taken = self.requests[id].taken.get_mut(&index).unwrap();
             let part = amount.min(taken.held);
@@ -219,9 +308,13 @@ impl Model {
     }
 
     fn release(&mut self, id: usize) {
+        let wallet = self.requests[id].wallet;
         for (&index, taken) in &mut self.requests[id].taken {
             let held = std::mem::take(&mut taken.held);
             let grant = &mut self.grants[index];
+            if grant.wallet != wallet {
+                self.drawn[wallet] -= held;
+            }
             if grant.expires_us <= self.now_us {
                 grant.expired += held;
             } else {
@@ -261,10 +354,19 @@ impl Pair {
     fn new() -> Pair {
         let home = Home::new();
         let ledger = home.open();
-        for wallet in WALLETS {
-            ledger.create_wallet(wallet, None).unwrap();
+        for wallet in [TEAM, 0, 1, 2] {
+            let draw = CAPS[wallet]
+                .map(|cap| DrawTerms { cap: (cap < i64::MAX).then_some(Credits::from_micro(cap)), every: None });
+            let new = NewWallet {
+                kind: if wallet == TEAM { WalletKind::Team } else { WalletKind::Person },
+                parent: draw.map(|_| WALLETS[TEAM].into()),
+                overdraft: Credits::from_micro(OVERDRAFTS[wallet]),
+                draw,
+                ..NewWallet::new(WALLETS[wallet])
+            };
+            ledger.open_wallet(new).unwrap();
         }
-        let model = Model { now_us: home.now_us(), ..Model::default() };
+        let model = Model::new(home.now_us());
         Pair { home, ledger, model }
     }
 
@@ -388,9 +490,16 @@ impl Pair {
         for (wallet, name) in WALLETS.iter().enumerate() {
             let view = self.ledger.wallet(name).unwrap();
             assert_eq!(view.balance.micro(), self.model.balance(wallet));
-            assert_eq!(view.frozen, self.model.frozen[wallet]);
-            let mut of_wallet: Vec<usize> =
-                (0..self.model.grants.len()).filter(|&index| self.model.grants[index].wallet == wallet).collect();
+            assert_eq!(view.balance.micro().max(0) + view.drawable.micro(), self.model.spendable(wallet));
+            assert_eq!(view.drawn.micro(), self.model.drawn[wallet]);
+            assert_eq!(view.frozen, self.model.is_frozen(wallet));
+            assert!(view.balance.micro() >= -OVERDRAFTS[wallet]);
+            let line = &self.model.grants[wallet];
+            let used = line.settled + self.model.in_flight(wallet) - line.repaid;
+            assert_eq!(line.amount - line.remaining, used);
+            let mut of_wallet: Vec<usize> = (WALLETS.len()..self.model.grants.len())
+                .filter(|&index| self.model.grants[index].wallet == wallet)
+                .collect();
             of_wallet
                 .sort_by_key(|&index| (self.model.grants[index].priority, self.model.grants[index].expires_us, index));
             assert_eq!(view.grants.len(), of_wallet.len());
@@ -400,13 +509,14 @@ impl Pair {
                 assert_eq!(view.remaining.micro(), if pending { 0 } else { grant.remaining });
                 assert_eq!(view.in_flight.micro(), self.model.in_flight(index));
                 assert!(grant.remaining >= 0);
-                let parts = grant.remaining + grant.expired + grant.settled + self.model.in_flight(index);
+                let parts =
+                    grant.remaining + grant.expired + grant.settled + grant.repaid + self.model.in_flight(index);
                 assert_eq!(parts, grant.amount, "nothing is lost, nothing is made");
             }
             let statement = self.ledger.statement(name, None, None).unwrap();
             assert_eq!(statement.in_flight, view.in_flight);
             assert_eq!(statement.closing.micro() - statement.in_flight.micro(), view.balance.micro());
-            assert!(statement.lines.iter().all(|line| line.balance_after >= Credits::ZERO));
+            assert!(statement.lines.iter().all(|line| line.balance_after.micro() >= -OVERDRAFTS[wallet]));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Many requests at once through a paged model and the real ledger: token-exact.
 
-use tokrun_ledger::{GrantRequest, Ledger, UsageBy, UsageQuery};
+use tokrun_ledger::{GrantRequest, Ledger, NewWallet, UsageBy, UsageQuery, WalletKind};
 use tokrun_model::{Paging, Wanted};
 
 use super::*;
@@ -103,6 +103,54 @@ fn caller_of(id: usize) -> Caller {
     }
 }
 
+/// A paged model behind the real ledger, and the size of its vocabulary.
+fn serve(ledger: &Ledger) -> (Runtime, usize) {
+    let tokenizer = tokenizer();
+    let vocab_size = tokenizer.vocab_size();
+    let model = TextModel {
+        name: "hash".to_owned(),
+        executor: Box::new(PagedHashModel::new(vocab_size)),
+        tokenizer,
+        template: Err(tokrun_engine::EngineError::NoChatTemplate),
+        end_tokens: vec![0, 1, 2],
+    };
+    let meter = Arc::new(crate::LedgerMeter(ledger.clone()));
+    (Runtime::start(model, meter, EngineOptions::default()).expect("it starts"), vocab_size)
+}
+
+#[test]
+fn a_team_shares_prefixes_and_nobody_else_finds_them() {
+    let home = tempfile::tempdir().expect("a temporary directory can be made");
+    let ledger = Ledger::open(&home.path().join("ledger.db")).expect("it opens");
+    for (name, kind, parent) in [
+        ("acme", WalletKind::Organisation, None),
+        ("red", WalletKind::Team, Some("acme")),
+        ("blue", WalletKind::Team, Some("acme")),
+        ("ada", WalletKind::Person, Some("red")),
+        ("bob", WalletKind::Person, Some("red")),
+        ("cyd", WalletKind::Person, Some("blue")),
+        ("dee", WalletKind::Person, Some("acme")),
+        ("eve", WalletKind::Person, None),
+    ] {
+        let wallet = NewWallet { kind, parent: parent.map(str::to_owned), ..NewWallet::new(name) };
+        ledger.open_wallet(wallet).expect("it is new");
+        ledger.grant(GrantRequest::new(name, Credits::from_micro(1_000_000_000))).expect("it can be granted");
+    }
+    let (runtime, _) = serve(&ledger);
+    let callers = ["ada", "ada", "bob", "cyd", "dee", "eve", "red"];
+    let cached = callers.iter().enumerate().map(|(id, wallet)| {
+        let request = GenerateRequest {
+            prompt: Prompt::Tokens(prompt(1)[..100].to_vec()),
+            payer: Payer { wallet: (*wallet).to_owned(), ..Payer::default() },
+            ..request(id, 2, Vec::new())
+        };
+        let seen = follow(&runtime, request, Caller::ReadsAll).expect("it is admitted");
+        seen.outcome.expect("it is read to its end").usage.cached_tokens
+    });
+    // Whole blocks of 16 tokens, short of the last token.
+    assert_eq!(cached.collect::<Vec<_>>(), [0, 96, 96, 0, 0, 0, 96]);
+}
+
 #[test]
 fn sixty_four_requests_at_once_are_paid_to_the_token() {
     let home = tempfile::tempdir().expect("a temporary directory can be made");
@@ -111,17 +159,7 @@ fn sixty_four_requests_at_once_are_paid_to_the_token() {
         ledger.create_wallet(wallet, None).expect("it is new");
         ledger.grant(GrantRequest::new(wallet, Credits::from_micro(credits * 1_000_000))).expect("it can be granted");
     }
-    let tokenizer = tokenizer();
-    let vocab_size = tokenizer.vocab_size();
-    let model = TextModel {
-        name: "hash".to_owned(),
-        executor: Box::new(PagedHashModel::new(vocab_size)),
-        tokenizer: Arc::clone(&tokenizer),
-        template: Err(tokrun_engine::EngineError::NoChatTemplate),
-        end_tokens: vec![0, 1, 2],
-    };
-    let meter = Arc::new(crate::LedgerMeter(ledger.clone()));
-    let runtime = Runtime::start(model, meter, EngineOptions::default()).expect("it starts");
+    let (runtime, vocab_size) = serve(&ledger);
     let price = Price {
         prompt: Credits::from_micro(1_000_000),
         cached_prompt: Credits::from_micro(100_000),
@@ -135,8 +173,8 @@ fn sixty_four_requests_at_once_are_paid_to_the_token() {
         ..request(id, 1 + random(id, 4) % 90, Vec::new())
     };
     let seen: Vec<Option<Seen>> = std::thread::scope(|scope| {
-        let serve = |id| follow(&runtime, request(id), caller_of(id));
-        let threads: Vec<_> = (0..REQUESTS).map(|id| scope.spawn(move || serve(id))).collect();
+        let call = |id| follow(&runtime, request(id), caller_of(id));
+        let threads: Vec<_> = (0..REQUESTS).map(|id| scope.spawn(move || call(id))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no caller panics")).collect()
     });
     drop(runtime);

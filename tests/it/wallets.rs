@@ -1,0 +1,71 @@
+//! What a team lead types.
+
+use crate::support::{Home, text, tiny_model};
+
+fn team(home: &Home) {
+    home.json(&["wallet", "create", "tools", "--kind", "team", "--zone", "Europe/Berlin"]);
+    home.json(&["wallet", "grant", "tools", "100"]);
+    home.json(&["wallet", "create", "ada", "--parent", "tools", "--draw", "40", "--draw-every", "month"]);
+    home.json(&["wallet", "create", "bob", "--parent", "tools", "--overdraft", "2.5"]);
+}
+
+#[test]
+fn a_member_generates_from_the_pool_up_to_its_cap() {
+    let home = Home::new();
+    team(&home);
+    let model = tiny_model();
+    let ada = home.json(&["wallet", "show", "ada"]);
+    assert_eq!((&ada["balance"], &ada["drawable"], &ada["zone"]), (&0.into(), &40.into(), &"Europe/Berlin".into()));
+    assert_eq!(ada["draw"], serde_json::json!({ "cap": 40, "every": "month", "drawn": 0 }));
+
+    let arguments = ["generate", "--raw", "hello", "--model", &model, "--user", "ada", "--ignore-eos", "-n", "500"];
+    let output = home.run(&[&arguments[..], &["--output", "json"]].concat());
+    assert_eq!(output.status.code(), Some(3), "the cap ends it: {}", text(&output.stderr));
+    let answer = crate::support::parse(&output);
+    assert_eq!((&answer["allowance"]["debited"], &answer["allowance"]["balance"]), (&40.into(), &0.into()));
+    assert_eq!(home.balance("tools"), 60);
+    assert_eq!(home.usage_tokens("ada"), 40);
+    assert_eq!(home.json(&["wallet", "show", "ada"])["draw"]["drawn"], 40);
+    home.verify();
+}
+
+#[test]
+fn wallets_are_listed_as_a_tree_and_moved() {
+    let home = Home::new();
+    team(&home);
+    home.json(&["wallet", "create", "acme", "--kind", "organisation"]);
+    home.json(&["wallet", "set", "tools", "--parent", "acme"]);
+    let shown = text(&home.run(&["wallet", "list"]).stdout);
+    let names: Vec<&str> = shown.lines().skip(1).map(|line| line.trim_end()).collect();
+    let begin = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
+    assert_eq!(names.iter().map(|line| begin(line)).collect::<Vec<_>>(), ["acme", "tools", "ada", "bob"], "{shown}");
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    assert!(depth(names[0]) < depth(names[1]) && depth(names[1]) < depth(names[2]), "{shown}");
+
+    let tools = home.json(&["wallet", "freeze", "tools"]);
+    assert_eq!(tools["frozen"], true);
+    assert_eq!(home.json(&["wallet", "show", "ada"])["frozen"], true);
+    home.json(&["wallet", "thaw", "tools"]);
+    assert_eq!(home.json(&["wallet", "set", "bob", "--no-parent"])["parent"], serde_json::Value::Null);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_remedy_and_changes_nothing() {
+    let home = Home::new();
+    team(&home);
+    let books = home.books();
+    for (arguments, status, said) in [
+        (&["wallet", "set", "tools", "--parent", "ada"][..], 2, "under itself"),
+        (&["wallet", "set", "ada", "--parent", "bob"], 2, "is the order"),
+        (&["wallet", "set", "ada", "--zone", "Mars/Base"], 2, "Europe/Berlin"),
+        (&["wallet", "set", "ada", "--parent", "nobody"], 4, "nobody"),
+        (&["wallet", "set", "tools", "--draw", "5"], 2, "parent"),
+        (&["wallet", "set", "ada", "--draw", "some"], 2, "all"),
+        (&["wallet", "create", "eve", "--parent", "nobody"], 4, "nobody"),
+    ] {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(said), "{arguments:?}: {}", text(&output.stderr));
+    }
+    assert_eq!(home.books(), books);
+}
