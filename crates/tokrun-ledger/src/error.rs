@@ -185,7 +185,8 @@ pub enum LedgerError {
     #[error("the disk is full: nothing was charged; free some space beside the ledger and try again")]
     DiskFull,
     /// The disk refused to read or write the ledger; nothing was charged. A limit on the size of files, or a quota, looks
-    /// like this too.
+    /// like this too. On a disk that fails all that follows as well, whoever opens the file next may still find what was
+    /// refused last, as after a crash: repeat it with its idempotency key.
     #[error("the disk failed ({reason}): nothing was charged; check its space, quota and health, and try again")]
     DiskFailed {
         /// What SQLite said.

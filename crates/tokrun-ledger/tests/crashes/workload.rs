@@ -1,0 +1,260 @@
+//! What a ledger is asked for, what must come of it, and whether it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+
+use fastrand::Rng;
+use tempfile::TempDir;
+use tokrun_ledger::{
+    Admission, Credits, Debit, FinishReason, GrantRequest, Ledger, Price, PromptDebit, Result, Settlement, UsageBy,
+    UsageQuery,
+};
+
+use crate::disk::{Crash, Disk, Faults};
+use crate::vfs;
+
+const WALLETS: [&str; 3] = ["ada", "bob", "eve"];
+const STEPS: usize = 30;
+const PROMPT_TOKENS: u64 = 5;
+/// More than all requests of a run need: what ends when is the business of other tests.
+const GRANT: u64 = 1_000_000;
+
+/// What must be in the books, in credits; a credit is a token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    wallets: BTreeMap<String, Wallet>,
+    /// Those that are not settled, and whether their prompt is debited.
+    open: BTreeMap<String, (String, bool)>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Wallet {
+    granted: u64,
+    spent: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Create(String),
+    Grant(String),
+    Admit { id: String, wallet: String },
+    Debit(Vec<(String, u32)>),
+    Settle(String),
+}
+
+impl State {
+    /// Anything that makes sense now.
+    fn choose(&self, rng: &mut Rng, step: usize) -> Op {
+        let missing = WALLETS.iter().find(|name| !self.wallets.contains_key(**name));
+        if let Some(name) = missing.filter(|_| self.wallets.is_empty() || rng.u32(..8) == 0) {
+            return Op::Create((*name).to_owned());
+        }
+        let wallet = rng.choice(self.wallets.keys()).unwrap().clone();
+        if self.wallets[&wallet].granted == 0 || rng.u32(..10) == 0 {
+            return Op::Grant(wallet);
+        }
+        if self.open.is_empty() || (self.open.len() < 5 && rng.u32(..4) == 0) {
+            return Op::Admit { id: format!("request-{step}"), wallet };
+        }
+        if rng.u32(..5) == 0 {
+            return Op::Settle(rng.choice(self.open.keys()).unwrap().clone());
+        }
+        let chosen: BTreeSet<&String> = (0..3).filter_map(|_| rng.choice(self.open.keys())).collect();
+        Op::Debit(chosen.into_iter().map(|id| (id.clone(), rng.u32(1..20))).collect())
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Create(name) => drop(self.wallets.insert(name.clone(), Wallet::default())),
+            Op::Grant(wallet) => self.wallets.get_mut(wallet).unwrap().granted += GRANT,
+            Op::Admit { id, wallet } => drop(self.open.insert(id.clone(), (wallet.clone(), false))),
+            Op::Debit(debits) => {
+                for (id, tokens) in debits {
+                    let (wallet, runs) = self.open.get_mut(id).unwrap();
+                    let prompt_tokens = if std::mem::replace(runs, true) { 0 } else { PROMPT_TOKENS };
+                    self.wallets.get_mut(wallet).unwrap().spent += prompt_tokens + u64::from(*tokens);
+                }
+            }
+            Op::Settle(id) => drop(self.open.remove(id)),
+        }
+    }
+
+    fn ask(&self, ledger: &Ledger, op: &Op) -> Result<()> {
+        match op {
+            Op::Create(name) => ledger.create_wallet(name, None).map(drop),
+            Op::Grant(wallet) => ledger.grant(GrantRequest::new(wallet, credits(GRANT))).map(drop),
+            Op::Admit { id, wallet } => ledger.admit(admission(id, wallet)).map(drop),
+            Op::Debit(debits) => self.ask_debit(ledger, debits),
+            Op::Settle(id) => ledger.settle(Settlement::new(id, FinishReason::Stop)).map(drop),
+        }
+    }
+
+    fn ask_debit(&self, ledger: &Ledger, debits: &[(String, u32)]) -> Result<()> {
+        let debit = |(id, output_tokens): &(String, u32)| Debit {
+            request_id: id.clone(),
+            prompt: (!self.open[id].1).then_some(PromptDebit { cached_tokens: 0 }),
+            output_tokens: *output_tokens,
+        };
+        let (reply, answer) = mpsc::channel();
+        ledger.debit(debits.iter().map(debit).collect(), move |debited| drop(reply.send(debited)));
+        for (debited, (id, tokens)) in answer.recv().unwrap()?.into_iter().zip(debits) {
+            assert_eq!((debited.granted, &debited.request_id), (*tokens, id), "there is plenty: {debited:?}");
+        }
+        Ok(())
+    }
+
+    /// Whether the ledger says the same, once nothing is in flight any more.
+    fn is_told_by(&self, ledger: &Ledger) -> Result<bool> {
+        let told = ledger.wallets()?.into_iter().map(|wallet| (wallet.name, wallet.balance));
+        let told: BTreeMap<_, _> = told.collect();
+        let usage = ledger.usage(&UsageQuery::new(UsageBy::User))?;
+        let used: BTreeMap<_, _> = usage.into_iter().map(|row| (row.key, row.total_tokens)).collect();
+        let is_told = |(name, wallet): (&String, &Wallet)| {
+            told.get(name) == Some(&credits(wallet.granted - wallet.spent))
+                && used.get(name).copied().unwrap_or(0) == wallet.spent
+        };
+        Ok(told.len() == self.wallets.len() && self.wallets.iter().all(is_told))
+    }
+}
+
+/// A run of requests on a disk, and all the crashes that it might have met; how many they were.
+pub(crate) fn run(seed: u64, faults: &Faults) -> u64 {
+    let home = TempDir::new().unwrap();
+    let directory = home.path().canonicalize().unwrap();
+    let path = directory.join("ledger.db");
+    drop(Ledger::open(&path).unwrap());
+    let disk = Disk::new(&directory, seed, faults.clone());
+    vfs::mount(&disk);
+    let mut life =
+        Life { path: &path, disk: &disk, faults, ledger: None, state: State::default(), doubtful: Vec::new() };
+    life.live(Rng::with_seed(!seed));
+    let possible = life.end();
+    faults.end();
+    let ledger = Ledger::open(&path).unwrap();
+    check(&ledger, &possible, "at the end");
+    drop(ledger);
+    vfs::unmount(&disk);
+    let crashes = disk.take_crashes();
+    let count = crashes.len() as u64;
+    crashes.into_iter().enumerate().for_each(|(number, crash)| survive(&crash, number));
+    count
+}
+
+/// A ledger in use.
+struct Life<'a> {
+    path: &'a Path,
+    disk: &'a Disk,
+    faults: &'a Faults,
+    ledger: Option<Ledger>,
+    /// What was acknowledged.
+    state: State,
+    /// What was refused by a disk that refused all that followed as well: it may be found by who opens the file next.
+    doubtful: Vec<State>,
+}
+
+impl Life<'_> {
+    /// Asks for one thing after the other, and opens the ledger anew now and then.
+    fn live(&mut self, mut rng: Rng) {
+        for step in 0..STEPS {
+            if self.ledger.is_none() || rng.u32(..12) == 0 {
+                self.close();
+                self.open();
+            }
+            let Some(ledger) = &self.ledger else { continue };
+            let op = self.state.choose(&mut rng, step);
+            let mut next = self.state.clone();
+            next.apply(&op);
+            self.disk.know(|known| known.doubtful.push(next.clone()));
+            match self.state.ask(ledger, &op) {
+                Ok(()) => self.learn(next),
+                Err(error) => {
+                    let failures = self.faults.happened();
+                    assert!(failures > 0, "step {step}, {op:?}: {error}");
+                    self.close();
+                    next.open.clear();
+                    self.doubtful.extend((self.faults.happened() > failures).then_some(next));
+                }
+            }
+        }
+    }
+
+    /// Whoever closes the ledger, or opens it next, settles what was left.
+    fn close(&mut self) {
+        self.ledger = None;
+        self.state.open.clear();
+    }
+
+    fn open(&mut self) {
+        match Ledger::open(self.path).and_then(|ledger| Ok((self.found_in(&ledger)?, ledger))) {
+            Ok((state, ledger)) => {
+                self.learn(state);
+                self.doubtful.clear();
+                self.ledger = Some(ledger);
+            }
+            Err(error) => assert!(self.faults.happened() > 0, "a sound disk: {error}"),
+        }
+    }
+
+    /// Which of the possible states it is.
+    fn found_in(&self, ledger: &Ledger) -> Result<State> {
+        for state in std::iter::once(&self.state).chain(&self.doubtful) {
+            if state.is_told_by(ledger)? {
+                return Ok(state.clone());
+            }
+        }
+        panic!("the ledger says {:?}, possible are {:?} and {:?}", ledger.wallets(), self.state, self.doubtful);
+    }
+
+    fn learn(&mut self, state: State) {
+        self.state = state;
+        self.disk.know(|known| (known.sure, known.doubtful) = (self.state.clone(), Vec::new()));
+    }
+
+    /// Closes it; what may be found afterwards.
+    fn end(mut self) -> Vec<State> {
+        self.close();
+        std::iter::once(self.state).chain(self.doubtful).collect()
+    }
+}
+
+/// Opens what a crash left.
+fn survive(crash: &Crash, number: usize) {
+    let home = TempDir::new().unwrap();
+    for (name, bytes) in &crash.files {
+        fs::write(home.path().join(name), bytes).unwrap();
+    }
+    let ledger = Ledger::open(&home.path().join("ledger.db")).unwrap_or_else(|error| panic!("crash {number}: {error}"));
+    let mut possible = vec![crash.known.sure.clone()];
+    possible.extend(crash.known.doubtful.iter().cloned());
+    check(&ledger, &possible, &format!("after crash {number}"));
+}
+
+fn check(ledger: &Ledger, possible: &[State], when: &str) {
+    let report = ledger.verify().unwrap();
+    assert!(report.passed(), "{when}: {report:?}");
+    let wallets = ledger.wallets().unwrap();
+    let told: Vec<_> = wallets.iter().map(|wallet| (&wallet.name, wallet.balance.to_string())).collect();
+    let is_possible = possible.iter().any(|state| state.is_told_by(ledger).unwrap());
+    assert!(is_possible, "{when}: the ledger says {told:?}, possible are {possible:#?}");
+    assert!(wallets.iter().all(|wallet| wallet.in_flight == Credits::ZERO), "{when}: something is in flight");
+}
+
+fn admission(id: &str, wallet: &str) -> Admission {
+    Admission {
+        request_id: id.to_owned(),
+        wallet: wallet.to_owned(),
+        starter: None,
+        model: "model".to_owned(),
+        device: "cpu".to_owned(),
+        price: Price::default(),
+        prompt_tokens: PROMPT_TOKENS,
+        project: None,
+        tags: BTreeMap::new(),
+    }
+}
+
+fn credits(credits: u64) -> Credits {
+    Credits::from_credits(credits.cast_signed()).unwrap()
+}
