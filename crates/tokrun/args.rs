@@ -9,7 +9,7 @@ use tokrun_ledger::Credits;
 mod bench;
 mod compute;
 
-pub(crate) use bench::{BenchArgs, Switch};
+pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
@@ -184,9 +184,6 @@ pub(crate) struct SamplingArgs {
     /// Go on past the model's end token.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
-    /// Two runs give the same text: without --seed, the seed is 0. (On the CPU nothing else could make them differ.)
-    #[arg(long)]
-    pub(crate) deterministic: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -202,6 +199,8 @@ pub(crate) enum ModelCommand {
     Show {
         /// A name from the catalogue, a GGUF file, or a directory of safetensors.
         model: String,
+        #[command(flatten)]
+        fit: FitArgs,
     },
     /// Hash the files of a model, or of all, and compare.
     Verify {
@@ -213,6 +212,22 @@ pub(crate) enum ModelCommand {
         /// Its name.
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FitArgs {
+    /// Show how much memory it takes on the device, and how many tokens of context fit; nothing is loaded.
+    #[arg(long)]
+    pub(crate) fit: bool,
+    /// Where it would be computed.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse, requires = "fit")]
+    pub(crate) device: Device,
+    /// Longest sequence, prompt and answer together, in tokens; what the model allows if absent.
+    #[arg(long, short = 'c', value_name = "N", value_parser = compute::positive, requires = "fit")]
+    pub(crate) context: Option<usize>,
+    /// Sequences at once.
+    #[arg(long, value_name = "N", value_parser = compute::positive, default_value = "1", requires = "fit")]
+    pub(crate) sequences: usize,
 }
 
 #[derive(Debug, Subcommand)]

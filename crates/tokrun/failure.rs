@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use tokrun_engine::{EngineError, InvalidParameter, SubmitError};
+use tokrun_kernels::KernelError;
 use tokrun_ledger::LedgerError;
 use tokrun_model::ModelError;
 use tokrun_model::catalogue::CatalogueError;
@@ -128,8 +129,18 @@ macro_rules! always {
 
 always! {
     CatalogueError => Failed, "bad_catalogue";
-    ModelError => Failed, "bad_model";
     InvalidParameter => Usage, "usage";
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        match &error {
+            ModelError::DoesNotFit { .. } => Self::with_remedy(Status::Failed, "out_of_memory", &error),
+            ModelError::Weights(KernelError::Cuda(_)) => Self::of(Status::Failed, "cuda", &error)
+                .hint("use --device cpu; `tokrun doctor` shows what this machine has"),
+            _ => Self::of(Status::Failed, "bad_model", &error),
+        }
+    }
 }
 
 impl From<PullError> for Failure {
@@ -230,6 +241,8 @@ impl From<&RuntimeError> for Failure {
             }
             RuntimeError::Submit(_) => Self::with_remedy(Status::Usage, "usage", error),
             RuntimeError::NoTemplate(_) => Self::with_remedy(Status::Usage, "no_chat_template", error),
+            RuntimeError::Model(_) => Self::of(Status::Failed, "model_failed", error)
+                .hint("what was shown is paid, and nothing else; try again, on another --device if it comes back"),
             _ => Self::of(Status::Failed, "model_failed", error),
         }
     }

@@ -1,6 +1,8 @@
 //! `--device cuda` through the built program, on any driver that is there: the one for tests counts (`cargo xtask
 //! fake-driver`). Without one the tests say that they were skipped, unless TOKRUN_REQUIRE_CUDA=1 asks them to fail.
 
+use std::process::Output;
+
 use serde_json::Value;
 
 use crate::support::{Home, parse, text, tiny_model};
@@ -105,4 +107,115 @@ fn a_device_that_is_not_there_is_refused() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("hint: use --device cpu"), "{error}");
+}
+
+/// Each card has its row, in turn.
+#[test]
+fn all_cards_are_benched() {
+    if !device() || !is_driver_for_tests() {
+        return;
+    }
+    let home = Home::new();
+    let model = tiny_model();
+    let arguments =
+        ["bench", "--model", &model, "-p", "4", "-n", "0", "-r", "1", "--ledger", "off", "--output", "json"];
+    let mut command = home.command(&arguments);
+    command.args(["--device", "cuda:all", "--deterministic"]).env("FAKECUDA_DEVICES", "2");
+    let rows = parse(&command.output().expect("the program starts"));
+    let devices: Vec<_> = rows.as_array().expect("a list").iter().map(|row| row["device"].clone()).collect();
+    assert_eq!(devices, ["cuda:0", "cuda:1"]);
+}
+
+/// A driver for tests that is set to fail: what `--device cuda` and `--device auto` make of it.
+fn failing(settings: &[(&str, &str)], device: &str, extra: &[&str]) -> (Output, Home) {
+    let (home, model) = (Home::new(), tiny_model());
+    home.wallet("ada", 10_000);
+    let base = ["generate", "Hello there", "--model", &model, "--user", "ada", "--output", "json", "--no-stats"];
+    let mut command = home.command(&[&base[..], &["--device", device, "--ignore-eos"], extra].concat());
+    for (name, value) in settings {
+        if value.is_empty() {
+            command.env_remove(name)
+        } else {
+            command.env(name, value)
+        };
+    }
+    (command.output().expect("the program starts"), home)
+}
+
+/// Asked for, the device is an error that names the reason and what to do; not asked for, the processor computes, and one
+/// line says why, unless there is no driver at all.
+#[test]
+fn a_card_that_cannot_be_used_stops_or_gives_way_as_asked() {
+    if !device() || !is_driver_for_tests() {
+        return;
+    }
+    let cases = [
+        (("LD_LIBRARY_PATH", ""), "no CUDA driver", false),
+        (("FAKECUDA_NODEV", "1"), "reports no device", true),
+        (("FAKECUDA_CC", "7.5"), "needs 8.0", true),
+        (("FAKECUDA_MEMORY_BYTES", "100000"), "does not fit", true),
+    ];
+    for (setting, reason, is_told) in cases {
+        let (output, home) = failing(&[setting], "cuda", &["--max-tokens", "4"]);
+        assert_eq!(output.status.code(), Some(1), "{setting:?}: {}", text(&output.stdout));
+        let error = &serde_json::from_slice::<Value>(&output.stdout).expect("one object")["error"];
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(reason)), "{setting:?}: {error}");
+        assert!(error["hint"].is_string(), "{setting:?}: {error}");
+        assert_eq!(home.balance("ada"), 10_000, "nothing was generated");
+
+        let (output, _) = failing(&[setting], "auto", &["--max-tokens", "4"]);
+        assert_eq!(parse(&output)["device"], "cpu", "{setting:?}");
+        let notes = text(&output.stderr);
+        assert_eq!(notes.lines().count(), usize::from(is_told), "{setting:?}: {notes}");
+        assert_eq!(notes.contains(reason), is_told, "{setting:?}: {notes}");
+    }
+}
+
+/// What is planned is enough to load and compute with, and less is refused before anything is loaded.
+#[test]
+fn a_card_needs_the_memory_that_was_planned() {
+    if !device() || !is_driver_for_tests() {
+        return;
+    }
+    let (home, model) = (Home::new(), tiny_model());
+    let plan = home.json(&["model", "show", &model, "--fit", "--device", "cuda"]);
+    let bytes = |name: &str| plan[name].as_u64().unwrap_or_else(|| panic!("{name}: {plan}"));
+    assert_eq!(plan["context_tokens"], plan["model_context_tokens"], "{plan}");
+    let needed = bytes("weight_bytes") + bytes("workspace_bytes");
+    let run = |memory: u64, extra: &[&str]| {
+        let memory = memory.to_string();
+        failing(&[("FAKECUDA_MEMORY_BYTES", &memory)], "cuda", &[&["--max-tokens", "4"], extra].concat()).0
+    };
+    let message = |output: Output| {
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+        text(&output.stdout).clone()
+    };
+    assert!(message(run(needed - 1, &[])).contains("of weights"));
+    let large = (2 * needed).to_string();
+    assert!(message(run(2 * needed, &["--kv-cache-bytes", &large])).contains("--kv-cache-bytes"));
+    let enough = run(needed + bytes("kv_cache_bytes") / 8 * 10, &[]);
+    assert!(enough.status.success(), "{} {}", text(&enough.stdout), text(&enough.stderr));
+}
+
+/// A kernel fails in the middle of an answer: what was delivered until then is paid, nothing else is, and the books balance.
+#[test]
+fn a_card_that_fails_on_the_way_leaves_the_books_exact() {
+    if !device() || !is_driver_for_tests() {
+        return;
+    }
+    let mut delivered = Vec::new();
+    for launch in ["1", "150", "400", "900"] {
+        let (output, home) = failing(&[("FAKECUDA_FAIL_LAUNCH", launch)], "cuda", &["--max-tokens", "200"]);
+        assert_eq!(output.status.code(), Some(1), "launch {launch}: {}", text(&output.stdout));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("one object");
+        let message = answer["error"]["message"].as_str().expect("a message").to_owned();
+        assert!(message.contains("kernel failed") && answer["error"]["hint"].is_string(), "{answer}");
+        let tokens = answer["token_ids"].as_array().map_or(0, Vec::len) as i64;
+        let total = answer["usage"]["total_tokens"].as_i64().unwrap_or(0);
+        assert_eq!(answer["usage"]["completion_tokens"].as_i64().unwrap_or(0), tokens);
+        assert_eq!((home.spent("ada"), 10_000 - home.balance("ada")), (total, total), "launch {launch}: {answer}");
+        home.verify();
+        delivered.push(tokens);
+    }
+    assert!(delivered.iter().any(|tokens| (1..200).contains(tokens)), "none failed on the way: {delivered:?}");
 }

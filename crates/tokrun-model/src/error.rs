@@ -28,6 +28,14 @@ pub enum ModelError {
         /// Which setting or family.
         reason: String,
     },
+    /// The device has too little memory for the model.
+    #[error("the model does not fit on {device}: {reason}")]
+    DoesNotFit {
+        /// Which: `cpu`, `cuda:0`.
+        device: String,
+        /// What takes how much; and what would fit.
+        reason: String,
+    },
     /// A sequence would outgrow the context.
     #[error("a sequence of {wanted_tokens} tokens does not fit the context of {context_tokens}")]
     ContextFull {

@@ -7,6 +7,7 @@ use tokrun_kernels::{KvType, WeightType};
 
 use crate::config::Config;
 use crate::mmap::MappedFile;
+use crate::native::Model;
 use crate::native::synthetic::{self, Synthetic};
 use crate::safetensors::Weights;
 use crate::{Executor, ModelError, TokenId, gguf};
@@ -113,8 +114,34 @@ pub struct LoadOptions {
     pub kv_cache_bytes: Option<u64>,
     /// Native: how the KV cache stores values; F16 where nothing is said, F32 where the weights are F32.
     pub kv_type: Option<KvType>,
+    /// Native: results do not depend on what else is computed at the same time, to the bit, on CUDA devices too, where it
+    /// costs speed. The processor's never do.
+    pub deterministic: bool,
     /// Native: measures the time that each operation takes, for [`Executor::take_profile`].
     pub profile: bool,
+}
+
+/// The memory that a model takes on a device, decided before it is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Where: `cpu`, `cuda:0`.
+    pub device: String,
+    /// Memory of the device that nobody uses now, bytes.
+    pub free_bytes: u64,
+    /// All of its memory, bytes.
+    pub total_bytes: u64,
+    /// For the weights.
+    pub weight_bytes: u64,
+    /// For what is computed on the way, at most, bytes.
+    pub workspace_bytes: u64,
+    /// For keys and values, bytes.
+    pub kv_cache_bytes: u64,
+    /// How they are stored.
+    pub kv_type: KvType,
+    /// Tokens that the cache holds, over all sequences.
+    pub cache_tokens: usize,
+    /// The longest sequence that fits, in tokens.
+    pub context_tokens: usize,
 }
 
 /// An opened and checked model: its header was read, its weights were not.
@@ -215,6 +242,15 @@ impl ModelFile {
         }
     }
 
+    /// What loading with these options takes, from the header alone. It is what [`load`](Self::load) goes by.
+    ///
+    /// # Errors
+    /// [`ModelError::DoesNotFit`], with what would; [`ModelError::Unsupported`] for what the native executor does not
+    /// compute.
+    pub fn plan(&self, options: &LoadOptions) -> Result<MemoryPlan, ModelError> {
+        crate::native::plan(self.native(), &self.info, options)
+    }
+
     /// Loads the weights.
     ///
     /// # Errors
@@ -250,11 +286,15 @@ impl ModelFile {
     }
 
     fn load_native(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
-        let (path, info) = (&self.path, &self.info);
+        crate::native::load(self.native(), &self.info, options)
+    }
+
+    fn native(&self) -> Model<'_> {
+        let path = &self.path;
         match &self.source {
-            Source::Gguf { file, header } => crate::native::load_gguf(path, file, header, info, options),
-            Source::Folder { config, weights } => crate::native::load_safetensors(path, config, weights, info, options),
-            Source::Synthetic(model) => crate::native::load_synthetic(model, info, options),
+            Source::Gguf { file, header } => Model::Gguf { path, file, header },
+            Source::Folder { config, weights } => Model::Folder { path, config, weights },
+            Source::Synthetic(model) => Model::Synthetic(model),
         }
     }
 

@@ -39,9 +39,9 @@ pub(crate) struct BenchArgs {
     /// Repetitions of each test, after one that is not counted.
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto", value_parser = Device::parse)]
-    pub(crate) device: Device,
+    /// Where to compute; `cuda:all` is each card in turn.
+    #[arg(long, value_name = "auto|cpu|cuda[:N|:all]", default_value = "auto", value_parser = Devices::parse)]
+    pub(crate) device: Devices,
     /// `on` debits every token durably, in a ledger of the bench's own on the same disk; `off` measures the bare engine.
     #[arg(long, value_enum, default_value_t = Switch::On, value_name = "on|off")]
     pub(crate) ledger: Switch,
@@ -56,6 +56,19 @@ pub(crate) struct BenchArgs {
     pub(crate) profile: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+/// Where to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Devices {
+    One(Device),
+    AllCuda,
+}
+
+impl Devices {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "cuda:all" { Ok(Self::AllCuda) } else { Device::parse(text).map(Self::One) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

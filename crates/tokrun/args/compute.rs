@@ -39,6 +39,10 @@ pub(crate) struct EngineArgs {
     /// Compute every prompt anew, even where it begins as another did.
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
+    /// Two runs give the same text, whatever else is computed beside them: without --seed, the seed is 0, and sums on a GPU
+    /// keep one order, at a price in speed. (On the CPU they always do.)
+    #[arg(long)]
+    pub(crate) deterministic: bool,
     /// Keep each thread on one core.
     #[arg(long)]
     pub(crate) pin: bool,
@@ -77,6 +81,7 @@ impl EngineArgs {
             context_tokens: self.context,
             threads: threads.map(usize::from),
             pin: self.pin,
+            deterministic: self.deterministic,
             kv_cache_bytes: self.kv_cache_bytes,
             kv_type: self.kv_type.map(KvStorage::kv_type),
             ..LoadOptions::default()
@@ -134,7 +139,7 @@ pub(crate) enum Device {
 }
 
 impl Device {
-    fn processor(self) -> Processor {
+    pub(crate) fn processor(self) -> Processor {
         match self {
             Self::Auto => Processor::Auto,
             Self::Cpu => Processor::Cpu,

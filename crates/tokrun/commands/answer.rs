@@ -25,7 +25,7 @@ pub(crate) fn request(
         request_id: None,
         prompt,
         max_tokens: args.sampling.max_tokens,
-        sampling: sampling(&args.sampling, &found.sampling())?,
+        sampling: sampling(&args.sampling, args.compute.engine.deterministic, &found.sampling())?,
         stop: args.sampling.stop.clone(),
         grammar,
         ignore_eos: args.sampling.ignore_eos,
@@ -63,7 +63,7 @@ pub(crate) fn grammar(args: &FormArgs) -> Result<Option<Grammar>, Failure> {
     })
 }
 
-fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
+fn sampling(args: &SamplingArgs, deterministic: bool, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
     let off = SamplingParams::default();
     let usual =
         SamplingDefaults { temperature: Some(0.8), top_k: Some(40), top_p: Some(0.95), ..SamplingDefaults::default() };
@@ -78,7 +78,7 @@ fn sampling(args: &SamplingArgs, defaults: &SamplingDefaults) -> Result<Sampling
         presence_penalty: args.presence_penalty.unwrap_or(off.presence_penalty),
         frequency_penalty: args.frequency_penalty.unwrap_or(off.frequency_penalty),
         logit_bias: args.logit_bias.iter().copied().collect(),
-        seed: args.seed.unwrap_or_else(|| if args.deterministic { 0 } else { random_seed() }),
+        seed: args.seed.unwrap_or_else(|| if deterministic { 0 } else { random_seed() }),
         ..off
     };
     params.validate()?;

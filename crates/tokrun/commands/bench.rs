@@ -9,7 +9,7 @@ use tokrun_model::ModelInfo;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Meter, Unmetered};
 
-use crate::args::{BenchArgs, Format, Switch};
+use crate::args::{BenchArgs, Device, Devices, Format, Switch};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found, Loaded};
 use crate::machine::Probe;
@@ -25,7 +25,7 @@ use report::{Printer, Row};
 use test::Test;
 
 pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
-    load::check_device(args.device)?;
+    let devices = devices(args)?;
     load::prepare_threads(&args.engine, args.threads.first().copied())?;
     interrupt::install(format)?;
     let home = home::directory()?;
@@ -34,21 +34,23 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
         None => load::find(&home, Catalogue::load(&home)?, args.model.as_deref())?,
     };
     if let Some(file) = &args.perplexity {
-        return perplexity::run(args, &found, file, format);
+        return perplexity::run(args, only(&devices)?, &found, file, format);
     }
     if args.profile {
-        return profile::run(args, &found, format);
+        return profile::run(args, only(&devices)?, &found, format);
     }
     let fsync_us = match args.ledger {
         Switch::On => Some(tokrun_ledger::fsync_probe_us(&home)?),
         Switch::Off => None,
     };
     let mut printer = Printer::new(args, format, fsync_us);
-    for threads in threads(args) {
-        for &n_batch in &args.n_batch {
-            let scratch = Scratch::new(&home)?;
-            let conditions = Conditions { found: &found, threads, n_batch, fsync_us };
-            measure_all(args, &conditions, &scratch, &mut printer)?;
+    for device in devices {
+        for threads in threads(args) {
+            for &n_batch in &args.n_batch {
+                let scratch = Scratch::new(&home)?;
+                let conditions = Conditions { found: &found, device, threads, n_batch, fsync_us };
+                measure_all(args, &conditions, &scratch, &mut printer)?;
+            }
         }
     }
     printer.finish();
@@ -58,10 +60,31 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
 /// What the tests that one loaded model runs have in common.
 struct Conditions<'a> {
     found: &'a Found,
+    device: Device,
     threads: Option<u16>,
     n_batch: usize,
     /// Median time that one fsync takes where the ledger lies; `None` without a ledger.
     fsync_us: Option<u64>,
+}
+
+/// The devices to measure, in order.
+fn devices(args: &BenchArgs) -> Result<Vec<Device>, Failure> {
+    match args.device {
+        Devices::One(device) => load::check_device(device).map(|()| vec![device]),
+        Devices::AllCuda => {
+            load::check_device(Device::Cuda(0))?;
+            let machine = tokrun_kernels::cuda::probe();
+            Ok((0..machine.map_or(0, |machine| machine.devices.len())).map(Device::Cuda).collect())
+        }
+    }
+}
+
+/// For what runs on one device.
+fn only(devices: &[Device]) -> Result<Device, Failure> {
+    match devices {
+        [device] => Ok(*device),
+        _ => Err(Failure::new(Status::Usage, "usage", "this runs on one device").hint("name one: --device cuda:0")),
+    }
 }
 
 /// The thread counts to measure with; `None` is whatever the machine has.
@@ -91,14 +114,24 @@ fn measure_all(
         test.check(executor)?;
     }
     let mut probe = Probe::new(conditions.threads, args.engine.pin)?;
+    let card = card_bytes_per_s(&executor.device)?;
     let mut energy = energy_meter(&executor.device);
     for test in &tests {
         let before = probe.look(loaded.info.weight_bytes)?;
         let measured = test.measure(&loaded.runtime, loaded.info.vocab_size, args.repetitions, energy.as_mut())?;
-        let moment = before.between(probe.look(loaded.info.weight_bytes)?);
+        let mut moment = before.between(probe.look(loaded.info.weight_bytes)?);
+        moment.bytes_per_s = card.unwrap_or(moment.bytes_per_s);
         printer.print(&Row::new(args, conditions, &loaded, &measured, (probe.level(), moment)));
     }
     Ok(())
+}
+
+/// What the card that computes reads of its memory, measured; `None` for the processor.
+fn card_bytes_per_s(device: &str) -> Result<Option<f64>, Failure> {
+    let Some(ordinal) = device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) else { return Ok(None) };
+    let bandwidth = tokrun_kernels::cuda::Device::open(ordinal).and_then(|device| device.bandwidth());
+    let bandwidth = bandwidth.map_err(|error| Failure::new(Status::Failed, "cuda", error.to_string()))?;
+    Ok(Some(bandwidth.read_bytes_per_second))
 }
 
 /// Of the device that computes: `cpu`, or `cuda:0`.
@@ -117,7 +150,7 @@ fn load_for(
 ) -> Result<Loaded, Failure> {
     let sequences_max = tests.iter().map(|test| test.concurrency).max().unwrap_or(1);
     let needed_tokens = tests.iter().map(Test::context_tokens).max().unwrap_or(1);
-    let mut load = args.engine.load_options(args.device, conditions.threads, sequences_max);
+    let mut load = args.engine.load_options(conditions.device, conditions.threads, sequences_max);
     // No more than the tests need, so that the cache of a long context does not take their memory.
     load.context_tokens = load.context_tokens.or(Some(needed_tokens));
     let mut engine = args.engine.engine_options(sequences_max);

@@ -8,7 +8,7 @@ use tokrun_kernels::energy::EnergyMeter;
 use tokrun_ledger::Ledger;
 use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
+use tokrun_model::{LoadOptions, ModelError, ModelFile, Processor};
 
 use crate::args::{DoctorArgs, Format};
 use crate::failure::{Failure, Status};
@@ -47,10 +47,9 @@ impl Finding {
 
 pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<Status, Failure> {
     let home = home::directory()?;
-    let memory_bytes = memory_available_bytes();
-    let mut findings = vec![processor(), engine(), gpu(), memory(memory_bytes)];
+    let mut findings = vec![processor(), engine(), gpu(), memory()];
     findings.push(storage(&home));
-    findings.push(model(&home, args.model.as_deref(), memory_bytes));
+    findings.push(model(&home, args.model.as_deref()));
     findings.extend(ledger(&home));
     print(&findings, format);
     let healthy = findings.iter().all(|finding| finding.verdict != Verdict::Bad);
@@ -142,16 +141,14 @@ fn card(card: &CudaDevice) -> String {
     what
 }
 
-fn memory_available_bytes() -> u64 {
+fn memory() -> Finding {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let limited = system.cgroup_limits().map(|limits| limits.free_memory);
-    limited.unwrap_or(u64::MAX).min(system.available_memory())
-}
-
-fn memory(available_bytes: u64) -> Finding {
-    let what = format!("{} available", output::bytes(available_bytes));
-    if available_bytes < 500_000_000 {
+    let limits = system.cgroup_limits();
+    let (free, total) = limits.map_or((u64::MAX, u64::MAX), |limits| (limits.free_memory, limits.total_memory));
+    let (free_bytes, total_bytes) = (system.available_memory().min(free), system.total_memory().min(total));
+    let what = format!("{} of {} available", output::bytes(free_bytes), output::bytes(total_bytes));
+    if free_bytes < 500_000_000 {
         return Finding::note("memory", what, "close other programs; the default model needs about 0.5 GB");
     }
     Finding::good("memory", what)
@@ -174,7 +171,7 @@ fn storage(home: &Path) -> Finding {
     }
 }
 
-fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
+fn model(home: &Path, wanted: Option<&str>) -> Finding {
     let resolved = Catalogue::load(home).map_err(Failure::from).and_then(|catalogue| {
         let wanted = wanted.unwrap_or(&catalogue.default_model().name).to_owned();
         let store = Store::new(home, catalogue);
@@ -193,7 +190,7 @@ fn model(home: &Path, wanted: Option<&str>, memory_bytes: u64) -> Finding {
         }
     };
     match ModelFile::open(&path) {
-        Ok(file) => fit(&name, file.info(), file.resident_bytes(&LoadOptions::default()), memory_bytes),
+        Ok(file) => fit(&name, &file),
         Err(error) => {
             Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again"))
         }
@@ -205,29 +202,31 @@ fn not_here(entry: &Entry) -> Finding {
     Finding::note("model", format!("{} is not here{size}", entry.name), format!("tokrun model pull {}", entry.name))
 }
 
-fn fit(name: &str, info: &ModelInfo, weight_bytes: u64, memory_bytes: u64) -> Finding {
-    let room = memory_bytes.saturating_sub(weight_bytes);
-    let tokens = room.checked_div(info.kv_bytes_per_token).unwrap_or(u64::MAX).min(info.context_tokens as u64);
-    if tokens < 256 {
-        return Finding::bad(
+/// Whether the model fits where it would be computed.
+fn fit(name: &str, file: &ModelFile) -> Finding {
+    let options = LoadOptions { processor: Processor::Auto, sequences_max: Some(1), ..LoadOptions::default() };
+    let of_model = output::grouped(file.info().context_tokens as u64);
+    match file.plan(&options) {
+        Ok(plan) => Finding::good(
             "model",
             format!(
-                "{name} needs {} for its weights alone, and {} are available",
-                output::bytes(weight_bytes),
-                output::bytes(memory_bytes)
+                "{name} fits on {}: {} of weights, and {} of {of_model} tokens of context",
+                plan.device,
+                output::bytes(plan.weight_bytes),
+                output::grouped(plan.context_tokens as u64),
             ),
-            "choose a smaller model: tokrun model list",
-        );
-    }
-    Finding::good(
-        "model",
-        format!(
-            "{name} fits: {} of weights, and {} of {} tokens of context",
-            output::bytes(weight_bytes),
-            output::grouped(tokens),
-            output::grouped(info.context_tokens as u64)
         ),
-    )
+        Err(error @ ModelError::DoesNotFit { .. }) => {
+            Finding::bad("model", format!("{name}: {error}"), "choose a smaller model: tokrun model list")
+        }
+        Err(ModelError::Unsupported { .. }) => {
+            let weights = output::bytes(file.resident_bytes(&options));
+            Finding::note("model", format!("{name}: candle computes it, {weights} of weights"), "it is slower that way")
+        }
+        Err(error) => {
+            Finding::bad("model", format!("{name}: {error}"), format!("tokrun model verify {name}, then pull it again"))
+        }
+    }
 }
 
 fn ledger(home: &Path) -> Vec<Finding> {

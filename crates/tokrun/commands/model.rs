@@ -5,9 +5,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{ModelFile, ModelInfo};
+use tokrun_model::{LoadOptions, ModelFile, ModelInfo};
 
-use crate::args::{Format, ModelCommand};
+use crate::args::{FitArgs, Format, ModelCommand};
 use crate::failure::{Failure, Status};
 use crate::load;
 use crate::progress::Bar;
@@ -20,7 +20,8 @@ pub(crate) fn run(command: ModelCommand, format: Format) -> Result<Status, Failu
     match command {
         ModelCommand::List => list(&catalogue, &store, format)?,
         ModelCommand::Pull { name } => pull(&store, &name, format)?,
-        ModelCommand::Show { model } => show(&store, &model, format)?,
+        ModelCommand::Show { model, fit } if fit.fit => show_fit(&store, &model, &fit, format)?,
+        ModelCommand::Show { model, .. } => show(&store, &model, format)?,
         ModelCommand::Verify { name } => verify(&catalogue, &store, name, format)?,
         ModelCommand::Remove { name } => {
             store.remove(&name, &Bar::new())?;
@@ -99,6 +100,54 @@ fn show(store: &Store, model: &str, format: Format) -> Result<(), Failure> {
         (Some(path), Some(info)) => show_info(path, info),
         _ => out!("{:12} not here; `tokrun model pull {model}` fetches it", "file"),
     }
+    Ok(())
+}
+
+/// What loading the model would take.
+fn show_fit(store: &Store, model: &str, args: &FitArgs, format: Format) -> Result<(), Failure> {
+    let path = match store.resolve(model)? {
+        Resolved::Local { path } | Resolved::Pulled { path, .. } => path,
+        Resolved::NotPulled { entry } => {
+            return Err(Failure::new(Status::Unknown, "unknown_model", format!("{} is not here", entry.name))
+                .hint(format!("tokrun model pull {}", entry.name)));
+        }
+    };
+    load::check_device(args.device)?;
+    let file = ModelFile::open(&path)?;
+    let plan = file.plan(&LoadOptions {
+        processor: args.device.processor(),
+        context_tokens: args.context,
+        sequences_max: Some(args.sequences),
+        ..LoadOptions::default()
+    })?;
+    let model_context_tokens = file.info().context_tokens;
+    if format == Format::Json {
+        out!(
+            "{}",
+            json!({
+                "model": model,
+                "device": plan.device,
+                "free_bytes": plan.free_bytes,
+                "total_bytes": plan.total_bytes,
+                "weight_bytes": plan.weight_bytes,
+                "workspace_bytes": plan.workspace_bytes,
+                "kv_cache_bytes": plan.kv_cache_bytes,
+                "kv_type": format!("{:?}", plan.kv_type).to_lowercase(),
+                "cache_tokens": plan.cache_tokens,
+                "context_tokens": plan.context_tokens,
+                "model_context_tokens": model_context_tokens,
+            })
+        );
+        return Ok(());
+    }
+    let (free, total) = (output::bytes(plan.free_bytes), output::bytes(plan.total_bytes));
+    out!("{:12} {}, {free} of {total} free", "device", plan.device);
+    out!("{:12} {}", "weights", output::bytes(plan.weight_bytes));
+    out!("{:12} {} at most", "workspace", output::bytes(plan.workspace_bytes));
+    let cache_tokens = output::grouped(plan.cache_tokens as u64);
+    out!("{:12} {} for {cache_tokens} tokens", "KV cache", output::bytes(plan.kv_cache_bytes));
+    let fits = output::grouped(plan.context_tokens as u64);
+    out!("{:12} {fits} of the model's {} tokens fit", "context", output::grouped(model_context_tokens as u64));
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use tokrun_kernels::{Backend, Cuda, CudaOptions, KernelError};
 use crate::config::Config;
 use crate::gguf::Header;
 use crate::mmap::MappedFile;
-use crate::{Executor, ExecutorInfo, LoadOptions, ModelError, ModelInfo, Processor};
+use crate::{Executor, ExecutorInfo, LoadOptions, MemoryPlan, ModelError, ModelInfo, Processor};
 
 mod architecture;
 mod decoder;
@@ -32,59 +32,71 @@ mod tests;
 mod weights;
 
 use architecture::Architecture;
-use decoder::{Buffers, Decoder, Room};
+use decoder::{Buffers, Decoder};
 use executor::NativeExecutor;
+use memory::{Place, Plan};
 use sources::Sources;
 use weights::{GgufWeights, SafetensorsWeights};
 
-/// Rows of a step at most, beside one for each sequence: longer ones are cut, which changes no result.
-const PREFILL_ROWS: usize = 512;
-/// What the logits of a step take at most, unless the sequences have more.
-const LOGITS_BYTES: usize = 64 << 20;
-
-/// Loads the GGUF file of `header`.
-pub(crate) fn load_gguf(
-    path: &Path,
-    file: &MappedFile,
-    header: &Header,
-    info: &ModelInfo,
-    options: &LoadOptions,
-) -> Result<Box<dyn Executor>, ModelError> {
-    let weights = GgufWeights::new(path, header, file);
-    let architecture = gguf::architecture(path, header, &weights, wanted_tokens(options))?;
-    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
+/// An opened model.
+#[derive(Clone, Copy)]
+pub(crate) enum Model<'a> {
+    Gguf { path: &'a Path, file: &'a MappedFile, header: &'a Header },
+    Folder { path: &'a Path, config: &'a Config, weights: &'a crate::safetensors::Weights },
+    Synthetic(&'a synthetic::Synthetic),
 }
 
-/// Loads the directory of safetensors `folder` with the settings `config`.
-pub(crate) fn load_safetensors(
-    folder: &Path,
-    config: &Config,
-    tensors: &crate::safetensors::Weights,
-    info: &ModelInfo,
-    options: &LoadOptions,
-) -> Result<Box<dyn Executor>, ModelError> {
-    let architecture = safetensors::architecture(folder, config, tensors.tensors().len(), wanted_tokens(options))?;
-    let weights = SafetensorsWeights::new(folder, tensors, config, &architecture);
-    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
+/// Loads its weights.
+pub(crate) fn load(model: Model<'_>, info: &ModelInfo, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+    model.examine(options, |architecture, sources| start(architecture, sources, info, options))
 }
 
-/// Whether [`load_safetensors`] would find a decoder in the folder.
+/// What loading it takes.
+pub(crate) fn plan(model: Model<'_>, info: &ModelInfo, options: &LoadOptions) -> Result<MemoryPlan, ModelError> {
+    model.examine(options, |architecture, _| {
+        let on = |place| Ok(memory::plan(architecture, info, options, place)?.memory);
+        match options.processor {
+            Processor::Cpu => on(Place::host()),
+            Processor::Cuda(ordinal) => on(Place::cuda(ordinal)?),
+            Processor::Auto => Place::cuda(0).and_then(on).or_else(|_| on(Place::host())),
+        }
+    })
+}
+
+impl Model<'_> {
+    /// Reads its description, and finds all of its weights.
+    fn examine<T>(
+        self,
+        options: &LoadOptions,
+        then: impl FnOnce(&Architecture, &Sources<'_>) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        match self {
+            Self::Gguf { path, file, header } => {
+                let weights = GgufWeights::new(path, header, file);
+                let architecture = gguf::architecture(path, header, &weights, wanted_tokens(options))?;
+                then(&architecture, &Sources::find(&architecture, &weights)?)
+            }
+            Self::Folder { path, config, weights } => {
+                let count = weights.tensors().len();
+                let architecture = safetensors::architecture(path, config, count, wanted_tokens(options))?;
+                let weights = SafetensorsWeights::new(path, weights, config, &architecture);
+                then(&architecture, &Sources::find(&architecture, &weights)?)
+            }
+            Self::Synthetic(model) => {
+                let architecture = model.architecture(wanted_tokens(options))?;
+                let weights = model.weights();
+                then(&architecture, &Sources::find(&architecture, &weights)?)
+            }
+        }
+    }
+}
+
+/// Whether [`load`] would find a decoder in the folder.
 pub(crate) fn computes_safetensors(folder: &Path, config: &Config, tensors: &crate::safetensors::Weights) -> bool {
     let architecture = safetensors::architecture(folder, config, tensors.tensors().len(), usize::MAX);
     architecture.is_ok_and(|architecture| {
         Sources::find(&architecture, &SafetensorsWeights::new(folder, tensors, config, &architecture)).is_ok()
     })
-}
-
-/// Makes up the weights of a synthetic model.
-pub(crate) fn load_synthetic(
-    model: &synthetic::Synthetic,
-    info: &ModelInfo,
-    options: &LoadOptions,
-) -> Result<Box<dyn Executor>, ModelError> {
-    let architecture = model.architecture(wanted_tokens(options))?;
-    let weights = model.weights();
-    start(&architecture, &Sources::find(&architecture, &weights)?, info, options)
 }
 
 /// Longest sequence that the caller needs.
@@ -100,14 +112,11 @@ fn start(
 ) -> Result<Box<dyn Executor>, ModelError> {
     let cpu = |notes| start_on_cpu(architecture, sources, info, options, notes);
     let cuda = |ordinal: usize| {
-        let backend = Cuda::new(ordinal, CudaOptions::default())?;
-        let site = Site {
-            device: format!("cuda:{ordinal}"),
-            free_bytes: backend.memory_free_bytes()? as u64,
-            notes: Vec::new(),
-            energy: thread::spawn(move || EnergyMeter::cuda(ordinal)),
-        };
-        Ok::<_, ModelError>(Box::new(build(backend, site, architecture, sources, info, options)?))
+        let place = Place::cuda(ordinal)?;
+        let plan = memory::plan(architecture, info, options, place)?;
+        let energy = thread::spawn(move || EnergyMeter::cuda(ordinal));
+        let backend = Cuda::new(ordinal, CudaOptions { deterministic: options.deterministic })?;
+        Ok::<_, ModelError>(Box::new(build(backend, plan, Vec::new(), energy, architecture, sources)?))
     };
     match options.processor {
         Processor::Cpu => cpu(Vec::new()),
@@ -118,6 +127,7 @@ fn start(
                 cpu(Vec::new())
             }
             Err(ModelError::Weights(KernelError::Cuda(reason))) => cpu(vec![format!("the CPU computes: {reason}")]),
+            Err(error @ ModelError::DoesNotFit { .. }) => cpu(vec![format!("the CPU computes: {error}")]),
             Err(error) => Err(error),
         },
     }
@@ -133,49 +143,35 @@ fn start_on_cpu(
     let threads = options.threads.unwrap_or(CpuOptions::default().threads).max(1);
     let backend =
         Cpu::new(CpuOptions { threads, pin: options.pin, profile: options.profile, ..CpuOptions::default() })?;
+    let plan = memory::plan(architecture, info, options, Place::host())?;
     let energy = thread::spawn(EnergyMeter::cpu);
-    let site = Site { device: "cpu".to_owned(), free_bytes: memory::free_bytes(), notes, energy };
-    Ok(Box::new(build(backend, site, architecture, sources, info, options)?))
+    Ok(Box::new(build(backend, plan, notes, energy, architecture, sources)?))
 }
 
-/// Where a backend computes, as far as planning and telling of it are concerned.
-struct Site {
-    device: String,
-    /// Memory for weights and cache.
-    free_bytes: u64,
-    /// How it came to be chosen.
-    notes: Vec<String>,
-    /// Opening it can take as long as reading some weights: that happens meanwhile.
-    energy: JoinHandle<Option<EnergyMeter>>,
-}
-
-/// An executor on `backend`.
+/// An executor on `backend`, with `notes` on how that came to be chosen. Opening `energy` can take as long as reading some
+/// weights: it is waited for at the end.
 fn build<B: Backend>(
     mut backend: B,
-    site: Site,
+    plan: Plan,
+    notes: Vec<String>,
+    energy: JoinHandle<Option<EnergyMeter>>,
     architecture: &Architecture,
     sources: &Sources<'_>,
-    info: &ModelInfo,
-    options: &LoadOptions,
 ) -> Result<NativeExecutor<B>, ModelError> {
-    let plan = memory::plan(architecture, options, site.free_bytes, info.weight_bytes, info.dtype == "F32")?;
-    let sequences_max = options.sequences_max.unwrap_or(memory::SEQUENCES_MAX).max(1);
-    let rows = PREFILL_ROWS + sequences_max;
-    let logits = (LOGITS_BYTES / (4 * architecture.vocab_size)).max(sequences_max).min(rows);
-    let room = Room { rows, logits };
+    let Plan { memory, shape, paging, sequences_max, room, note } = plan;
     let decoder = Decoder::pack(&mut backend, architecture, sources)?;
     let buffers = Buffers::new(&mut backend, architecture, room)?;
-    let kv = backend.kv_cache(plan.shape)?;
+    let kv = backend.kv_cache(shape)?;
     let info = ExecutorInfo {
         backend: "native",
-        device: site.device,
+        device: memory.device,
         vocab_size: architecture.vocab_size,
-        context_tokens: plan.context_tokens,
+        context_tokens: memory.context_tokens,
         sequences_max,
-        paging: Some(plan.paging),
+        paging: Some(paging),
     };
-    let notes = site.notes.into_iter().chain(plan.note).collect();
-    let (embedded_tokens, energy) = (architecture.embedded_tokens, site.energy.join().ok().flatten());
+    let notes = notes.into_iter().chain(note).collect();
+    let (embedded_tokens, energy) = (architecture.embedded_tokens, energy.join().ok().flatten());
     let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy };
     Ok(NativeExecutor::new(info, notes, parts))
 }

@@ -107,9 +107,10 @@ fn logits<B: Backend + 'static>(name: &str, backend: B) -> Vec<f32> {
     let options = LoadOptions { kv_type: Some(KvType::F32), sequences_max: Some(1), ..LoadOptions::default() };
     let architecture = gguf::architecture(&path, &header, &weights, 128).expect("it is computed");
     let sources = Sources::find(&architecture, &weights).expect("it is complete");
-    let site =
-        Site { device: "test".to_owned(), free_bytes: 1 << 30, notes: Vec::new(), energy: std::thread::spawn(|| None) };
-    let mut executor = build(backend, site, &architecture, &sources, model.info(), &options).expect("it loads");
+    let place = memory::Place { device: "test".to_owned(), free_bytes: 1 << 30, total_bytes: 1 << 30, is_card: false };
+    let plan = memory::plan(&architecture, model.info(), &options, place).expect("it fits");
+    let energy = std::thread::spawn(|| None);
+    let mut executor = build(backend, plan, Vec::new(), energy, &architecture, &sources).expect("it loads");
     let tokens: Vec<u32> = (0..100).map(|at| at * 7 % architecture.embedded_tokens as u32).collect();
     let place = Place { start: 0, blocks: &[4, 2, 0, 6, 1, 3, 5] };
     let part = Extend { sequence: SequenceHandle::new(0), tokens: &tokens, place, wanted: Wanted::All };

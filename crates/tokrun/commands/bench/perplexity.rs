@@ -13,17 +13,23 @@ use tokrun_model::Executor;
 
 use super::bare::Sequence;
 use super::model_type;
-use crate::args::{BenchArgs, Format};
+use crate::args::{BenchArgs, Device, Format};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found};
 
 /// Tokens a step: their logits are held at once, which takes some megabytes.
 const STEP_TOKENS: usize = 32;
 
-pub(super) fn run(args: &BenchArgs, found: &Found, file: &Path, format: Format) -> Result<Status, Failure> {
+pub(super) fn run(
+    args: &BenchArgs,
+    device: Device,
+    found: &Found,
+    file: &Path,
+    format: Format,
+) -> Result<Status, Failure> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Failure::io(&format!("cannot read {}", file.display()), &error))?;
-    let options = args.engine.load_options(args.device, args.threads.first().copied(), 1);
+    let options = args.engine.load_options(device, args.threads.first().copied(), 1);
     let (mut model, info) = load::open(found, &options)?;
     let tokens = model.tokenizer.encode(&text, true)?;
     let context_tokens = model.executor.info().context_tokens;

@@ -7,16 +7,16 @@ use tokrun_model::{Executor, OpTime};
 use super::bare::Sequence;
 use super::test::{Test, tokens};
 use super::{Conditions, Found};
-use crate::args::{BenchArgs, Format};
+use crate::args::{BenchArgs, Device, Format};
 use crate::failure::{Failure, Status};
 use crate::load;
 
-pub(super) fn run(args: &BenchArgs, found: &Found, format: Format) -> Result<Status, Failure> {
+pub(super) fn run(args: &BenchArgs, device: Device, found: &Found, format: Format) -> Result<Status, Failure> {
     let tests = Test::all(args);
     let mut rows = Vec::new();
     for threads in super::threads(args) {
         for &n_batch in &args.n_batch {
-            let conditions = Conditions { found, threads, n_batch, fsync_us: None };
+            let conditions = Conditions { found, device, threads, n_batch, fsync_us: None };
             rows.extend(profile_all(args, &conditions, &tests)?);
         }
     }
@@ -33,7 +33,7 @@ struct Profile {
 }
 
 fn profile_all(args: &BenchArgs, conditions: &Conditions<'_>, tests: &[Test]) -> Result<Vec<Profile>, Failure> {
-    let mut options = args.engine.load_options(args.device, conditions.threads, 1);
+    let mut options = args.engine.load_options(conditions.device, conditions.threads, 1);
     options.context_tokens = options.context_tokens.or(tests.iter().map(Test::context_tokens).max());
     options.profile = true;
     let (mut model, info) = load::open(conditions.found, &options)?;

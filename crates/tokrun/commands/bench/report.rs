@@ -240,7 +240,7 @@ impl Printer {
             text("model", format!("{} ({})", row.model_type, row.model_filename)),
             number("size", size(row.model_size)),
             number("params", parameters(row.model_n_params)),
-            text("backend", row.backends.to_owned()),
+            text("backend", format!("{} {}", row.backends, row.device)),
             number("threads", row.n_threads.to_string()),
         ];
         if self.shows_batch {
