@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "it talks to a terminal")]
 
 mod fake_driver;
+mod gpu;
 mod kernels;
 mod parallel;
 
@@ -19,6 +20,8 @@ cargo xtask fake-driver [--sanitize | --test]
                                       --sanitize: with the address sanitizer; --test: test the driver itself
 cargo xtask kernels [--check]         make kernels/ptx anew, or fail if it is not what kernels/*.cu say; shows what each kernel
                                       takes on each card (needs python3; installs the compiler into target/cuda-venv)
+cargo xtask gpu [--try]               make target/gpu, which checks and measures tokrun on a machine with a card: target/gpu/run.sh;
+                                      --try: of the development profile, and run it once on the driver for tests
 cargo xtask fixtures                  make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
 
 fn main() -> ExitCode {
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         ["fake-driver", "--test"] => fake_driver::test(),
         ["kernels"] => kernels::run(false),
         ["kernels", "--check"] => kernels::run(true),
+        ["gpu"] => gpu::run(false),
+        ["gpu", "--try"] => gpu::run(true),
         ["fixtures"] => fixtures(),
         _ => {
             eprintln!("{HELP}");
