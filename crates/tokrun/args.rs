@@ -261,6 +261,11 @@ pub(crate) enum WalletCommand {
     },
     /// Add an allowance to a wallet.
     Grant(GrantArgs),
+    /// Take a grant back: what is left of it, or what a recurring one would still give.
+    Void {
+        /// Its id, as `wallet show --output json` tells it.
+        grant: String,
+    },
     /// Refuse new requests of a wallet.
     Freeze {
         /// Whose.
@@ -354,6 +359,19 @@ pub(crate) struct GrantArgs {
     /// Granting twice under the same key grants once.
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    /// Give it again and again, each time good until the next: now (or at --effective), then at midnight in the wallet's
+    /// time zone.
+    #[arg(long, value_enum, conflicts_with = "expires", value_name = "PERIOD")]
+    pub(crate) every: Option<Every>,
+    /// On which day of the month (1 to 31) or of the week (1, Monday, to 7); that of the first grant if absent.
+    #[arg(long, requires = "every", value_name = "DAY")]
+    pub(crate) on: Option<u8>,
+    /// Give none at or after this instant.
+    #[arg(long, requires = "every", value_name = "WHEN", value_parser = instant_ahead)]
+    pub(crate) until: Option<jiff::Timestamp>,
+    /// How much of what is left goes on into the next period.
+    #[arg(long, requires = "every", value_name = "CREDITS", default_value = "0")]
+    pub(crate) rollover: Credits,
 }
 
 #[derive(Debug, Args)]

@@ -176,6 +176,7 @@ impl From<&LedgerError> for Failure {
         use LedgerError as E;
         let (status, code) = match error {
             E::UnknownWallet { .. } => (Status::Unknown, "unknown_wallet"),
+            E::UnknownGrant { .. } => (Status::Unknown, "unknown_grant"),
             E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
             E::WalletExists { .. } => (Status::Failed, "wallet_exists"),

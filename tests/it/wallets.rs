@@ -30,6 +30,28 @@ fn a_member_generates_from_the_pool_up_to_its_cap() {
 }
 
 #[test]
+fn a_monthly_grant_is_given_shown_and_ended() {
+    let home = Home::new();
+    team(&home);
+    let monthly =
+        ["wallet", "grant", "ada", "50", "--every", "month", "--on", "1", "--rollover", "10", "--memo", "pay"];
+    let given = home.json(&monthly);
+    assert_eq!((&given["wallet"]["balance"], &given["recurring"]["on"]), (&50.into(), &1.into()));
+    let ada = home.json(&["wallet", "show", "ada"]);
+    assert_eq!(ada["recurring"][0]["rollover"], 10);
+    assert!(text(&home.run(&["wallet", "show", "ada"]).stdout).contains("50 every month (Europe/Berlin), next at"));
+    let recurring = ada["recurring"][0]["id"].as_str().expect("an id").to_owned();
+    let grant = ada["grants"][0]["id"].as_str().expect("an id").to_owned();
+    assert_eq!(home.json(&["wallet", "void", &recurring])["recurring"], serde_json::json!([]));
+    let voided = home.json(&["wallet", "void", &grant]);
+    assert_eq!((&voided["balance"], &voided["grants"][0]["state"]), (&0.into(), &"void".into()));
+    assert_eq!(home.run(&["wallet", "void", "none"]).status.code(), Some(4));
+    assert_eq!(home.run(&["wallet", "grant", "ada", "5", "--every", "week", "--on", "9"]).status.code(), Some(2));
+    assert_eq!(home.run(&["wallet", "grant", "ada", "5", "--on", "9"]).status.code(), Some(2));
+    home.verify();
+}
+
+#[test]
 fn wallets_are_listed_as_a_tree_and_moved() {
     let home = Home::new();
     team(&home);

@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::chain::{self, Hash};
+use crate::purse::Grant;
+use crate::recurrence::{self, Recurrence};
 use crate::text::is_invisible;
 use crate::writer::Tx;
 use crate::{Admission, GrantKind, GrantRequest, GrantView, LedgerError, Result, WalletView, query};
@@ -150,7 +152,7 @@ fn insert_grant(tx: &mut Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Resul
     let id = Uuid::now_v7().to_string();
     let kind = match grant.kind {
         GrantKind::Starter => "starter",
-        GrantKind::Grant => "grant",
+        _ => "grant",
     };
     let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
          remaining) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0)";
@@ -165,14 +167,65 @@ fn insert_grant(tx: &mut Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Resul
         tx.now_us,
     ))?;
     if let Some(memo) = grant.memo {
-        let salt = *Uuid::new_v4().as_bytes();
-        tx.conn.execute("INSERT INTO memo (allowance, salt, text) VALUES (?1, ?2, ?3)", (seq, salt, memo))?;
+        insert_memo(tx, seq, memo)?;
     }
     // Read again with the new grant, which becomes active on the way if it is effective already.
     tx.cache.purses.remove(&wallet.seq);
     let purse = tx.take_purse(wallet.seq)?;
     tx.save_purse(wallet.seq, purse)?;
     Ok((seq, id))
+}
+
+/// Writes a grant that a recurring one gave; its entry follows. Returns its number.
+pub(crate) fn insert_given(tx: &Tx<'_>, wallet: i64, grant: &Grant, recurrence: &Recurrence) -> Result<i64> {
+    let kind = if grant.kind == GrantKind::Rollover { "rollover" } else { "grant" };
+    let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
+         remaining, recurrence) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?6, 0, 0, ?8)";
+    let seq = tx.conn.prepare_cached(sql)?.insert((
+        &grant.id,
+        wallet,
+        kind,
+        grant.amount,
+        grant.priority,
+        grant.effective_us,
+        grant.expires_us,
+        recurrence.seq,
+    ))?;
+    if let Some(memo) = recurrence.view().memo.filter(|_| grant.kind == GrantKind::Grant) {
+        insert_memo(tx, seq, &memo)?;
+    }
+    Ok(seq)
+}
+
+fn insert_memo(tx: &Tx<'_>, grant: i64, memo: &str) -> Result<()> {
+    let salt = *Uuid::new_v4().as_bytes();
+    tx.conn.execute("INSERT INTO memo (allowance, salt, text) VALUES (?1, ?2, ?3)", (grant, salt, memo))?;
+    Ok(())
+}
+
+/// Makes a grant void: what is left of it is gone, and what comes back of it goes the same way. Of a recurring grant: no
+/// more of it is given. Again: nothing changes.
+pub(crate) fn void(tx: &mut Tx<'_>, id: &str) -> Result<WalletView> {
+    tx.check_good()?;
+    let sql = "SELECT seq, wallet FROM allowance WHERE id = ?1 AND kind <> 'overdraft'";
+    let found: Option<(i64, i64)> =
+        tx.conn.prepare_cached(sql)?.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let Some((seq, wallet)) = found else {
+        let wallet = recurrence::end(tx, id)?.ok_or_else(|| LedgerError::UnknownGrant { id: id.to_owned() })?;
+        tx.cache.purses.remove(&wallet);
+        return query::wallet_view(tx.conn, wallet, tx.now_us);
+    };
+    let mut purse = tx.take_purse(wallet)?;
+    // One that is spent or has expired stays what it is.
+    if purse.has(seq) {
+        if let Some(event) = purse.void(seq, tx.now_us) {
+            tx.write_event(wallet, &purse, &event, None)?;
+        }
+        let sql = "UPDATE allowance SET voided_us = coalesce(voided_us, ?2) WHERE seq = ?1";
+        tx.conn.prepare_cached(sql)?.execute((seq, tx.now_us))?;
+    }
+    tx.save_purse(wallet, purse)?;
+    query::wallet_view(tx.conn, wallet, tx.now_us)
 }
 
 fn check_grant(tx: &Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<()> {
@@ -183,10 +236,16 @@ fn check_grant(tx: &Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<()>
     if grant.expires_us.is_some_and(|expires_us| expires_us <= grant.effective_us) {
         return invalid("it would expire before it can be spent; choose a later expiry");
     }
-    if grant.memo.is_some_and(|memo| memo.len() > MEMO_BYTES_MAX) {
-        return invalid("the memo is longer than 4 KiB");
-    }
+    check_memo(grant.memo)?;
     check_countable(tx, wallet.seq, grant.amount)
+}
+
+/// Refuses a memo that is a document.
+pub(crate) fn check_memo(memo: Option<&str>) -> Result<()> {
+    match memo.is_some_and(|memo| memo.len() > MEMO_BYTES_MAX) {
+        true => Err(LedgerError::InvalidGrant { reason: "the memo is longer than 4 KiB" }),
+        false => Ok(()),
+    }
 }
 
 /// Refuses what would let a sum over a wallet overflow.

@@ -60,6 +60,27 @@ impl FromStr for Period {
     }
 }
 
+/// When a date of this kind begins that is later than `after_us`: every day, every `on`th day of the week (Monday is 1),
+/// or every `on`th of the month, the last day of a shorter one.
+pub(crate) fn next_us(every: Period, on: u8, after_us: i64, zone: &TimeZone) -> i64 {
+    let today = date_at(after_us, zone);
+    let day = |count: i64| today.saturating_add(Span::new().days(count));
+    let date = match every {
+        Period::Day => day(1),
+        Period::Week => {
+            let ahead = i64::from(on) - i64::from(today.weekday().to_monday_one_offset());
+            day(if ahead > 0 { ahead } else { ahead + 7 })
+        }
+        Period::Month => {
+            let in_month =
+                |first: Date| first.saturating_add(Span::new().days(on.min(first.days_in_month() as u8) - 1));
+            let this = in_month(today.first_of_month());
+            if this > today { this } else { in_month(today.first_of_month().saturating_add(Span::new().months(1))) }
+        }
+    };
+    midnight_us(date, zone).max(after_us)
+}
+
 /// The date that a zone's calendar shows.
 pub(crate) fn date_at(at_us: i64, zone: &TimeZone) -> Date {
     let at = Timestamp::from_microsecond(at_us).unwrap_or(if at_us < 0 { Timestamp::MIN } else { Timestamp::MAX });
@@ -102,11 +123,43 @@ mod tests {
     }
 
     #[test]
+    fn the_next_day_of_a_kind_is_found_over_short_months_and_clock_changes() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let run = |every, on, from: &str| {
+            let mut at_us = us(from);
+            let mut next = || {
+                at_us = next_us(every, on, at_us, &berlin);
+                Timestamp::from_microsecond(at_us).unwrap().to_string()
+            };
+            [next(), next(), next()]
+        };
+        assert_eq!(
+            run(Period::Month, 31, "2027-12-31T12:00:00Z"),
+            ["2028-01-30T23:00:00Z", "2028-02-28T23:00:00Z", "2028-03-30T22:00:00Z"],
+            "the 31st, the 29th of a leap year, the 31st in summer time"
+        );
+        assert_eq!(
+            run(Period::Month, 15, "2026-03-14T23:00:00Z"),
+            ["2026-04-14T22:00:00Z", "2026-05-14T22:00:00Z", "2026-06-14T22:00:00Z"],
+            "never the same midnight again"
+        );
+        assert_eq!(
+            run(Period::Week, 1, "2026-10-23T10:00:00Z"),
+            ["2026-10-25T23:00:00Z", "2026-11-01T23:00:00Z", "2026-11-08T23:00:00Z"]
+        );
+        assert_eq!(
+            run(Period::Day, 1, "2026-03-28T10:00:00Z"),
+            ["2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "2026-03-30T22:00:00Z"]
+        );
+    }
+
+    #[test]
     fn the_ends_of_the_calendar_are_no_end_of_the_program() {
         for at_us in [i64::MIN, i64::MAX] {
             for period in [Period::Day, Period::Week, Period::Month] {
                 let (from, until) = period.around(at_us, &TimeZone::UTC);
                 assert!(from <= until);
+                assert!(next_us(period, 31, at_us, &TimeZone::UTC) >= at_us);
             }
         }
     }

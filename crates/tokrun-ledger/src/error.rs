@@ -64,6 +64,12 @@ pub enum LedgerError {
         /// What is left.
         balance: Credits,
     },
+    /// No grant has this id.
+    #[error("there is no grant `{}`; `tokrun wallet show USER --output json` tells their ids", shown(id))]
+    UnknownGrant {
+        /// The id asked for.
+        id: String,
+    },
     /// A grant of nothing, of more than can be counted, or that could never be spent.
     #[error("invalid grant: {reason}")]
     InvalidGrant {

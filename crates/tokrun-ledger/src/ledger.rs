@@ -14,9 +14,9 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, Result, Settled,
-    Settlement, Statement, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup, health, query,
-    request, store, usage, verify, wallets,
+    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, RecurringGrant,
+    RecurringView, Result, Settled, Settlement, Statement, UsageQuery, UsageRow, VerifyReport, WalletChange,
+    WalletView, admin, backup, health, query, recurrence, request, store, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -211,6 +211,22 @@ impl Ledger {
     /// Gives an allowance. With an idempotency key, repeating it grants nothing more.
     pub fn grant(&self, request: GrantRequest) -> Result<GrantView> {
         self.administer(move |tx| admin::grant(tx, &request))
+    }
+
+    /// Gives an allowance again and again: what time has made due is written by whoever writes next, with the amounts and
+    /// times that it has whether or not a process ran then. With an idempotency key, repeating it grants nothing more.
+    pub fn grant_every(&self, request: RecurringGrant) -> Result<RecurringView> {
+        self.administer(move |tx| recurrence::grant_every(tx, &request))
+    }
+
+    /// Makes a grant void: what is left of it is gone, what requests have of it they may spend. Of a recurring grant's id:
+    /// no more of it is given. Again, it changes nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownGrant`].
+    pub fn void(&self, grant_id: &str) -> Result<WalletView> {
+        let id = grant_id.to_owned();
+        self.administer(move |tx| admin::void(tx, &id))
     }
 
     /// Refuses new requests of the wallet, and of all under it, from now on; what runs may end.

@@ -17,6 +17,8 @@
 //!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
 //! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
 //!   accounts (issued, wallets, spent, expired) each of them sums to zero, and each carries the hash of the one before.
+//! - What recurs (`recurrence`) is given by whoever writes next, as of the midnight at which it was due; what of it is left
+//!   then goes on into the next period, up to a cap, or expires (`purse`). `calendar` knows zones and daylight saving.
 //! - Whoever dies leaves what it had debited; the next one that notices settles it (`recover`).
 //! - What time does (grants that become effective or expire) is written by the next writer and shown by every reader as if
 //!   it were written already, at the instant at which it happened.
@@ -88,6 +90,7 @@ mod place;
 mod purse;
 mod query;
 mod recover;
+mod recurrence;
 mod request;
 mod store;
 mod text;
@@ -105,6 +108,7 @@ pub use error::{LedgerError, Result};
 pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use ledger::{Clock, Ledger};
+pub use recurrence::{RecurringGrant, RecurringView};
 pub use tree::{DrawTerms, NewWallet, WalletChange, WalletKind};
 pub use types::{
     Admission, Admitted, Debit, Debited, FinishReason, GrantKind, GrantRequest, GrantState, GrantView, PromptDebit,

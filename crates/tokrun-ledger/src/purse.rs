@@ -3,6 +3,7 @@
 use rusqlite::{Connection, Row};
 
 use crate::funds::Draw;
+use crate::recurrence::Recurrence;
 use crate::{GrantKind, LedgerError, Result};
 
 /// What is spent first, and what only when everything else is gone.
@@ -30,6 +31,9 @@ pub(crate) struct Grant {
     pub(crate) remaining: i64,
     /// Of an overdraft: held by, or debited to, requests that are not settled.
     in_flight: i64,
+    /// The recurring grant that gave it.
+    pub(crate) recurrence: Option<i64>,
+    pub(crate) voided: bool,
     /// Changed since it was read.
     dirty: bool,
 }
@@ -40,7 +44,12 @@ impl Grant {
     }
 
     fn is_live(&self, now_us: i64) -> bool {
-        self.active && self.effective_us <= now_us && !self.is_expired(now_us)
+        self.active && !self.voided && self.effective_us <= now_us && !self.is_expired(now_us)
+    }
+
+    /// Orders grants by age: those that are not written are the youngest, and the youngest of them has the lowest number.
+    fn age(&self) -> (bool, i64) {
+        (self.seq < 0, self.seq.saturating_abs())
     }
 
     /// From [`GRANT_COLUMNS`].
@@ -50,7 +59,11 @@ impl Grant {
             seq: row.get("seq")?,
             id: row.get("id")?,
             layer: if kind == "overdraft" { Layer::Overdraft } else { Layer::Grants },
-            kind: if kind == "starter" { GrantKind::Starter } else { GrantKind::Grant },
+            kind: match kind {
+                "starter" => GrantKind::Starter,
+                "rollover" => GrantKind::Rollover,
+                _ => GrantKind::Grant,
+            },
             amount: row.get("amount")?,
             priority: row.get("priority")?,
             effective_us: row.get("effective_us")?,
@@ -58,6 +71,8 @@ impl Grant {
             active: row.get("active")?,
             remaining: row.get("remaining")?,
             in_flight: row.get("overdraft_in_flight")?,
+            recurrence: row.get("recurrence")?,
+            voided: row.get("voided")?,
             dirty: false,
         })
     }
@@ -66,7 +81,9 @@ impl Grant {
 /// What happened to a grant by time alone.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
-    pub(crate) grant: usize,
+    pub(crate) grant: i64,
+    /// The grant of the same wallet to which it moves, if it does.
+    pub(crate) to: Option<i64>,
     pub(crate) kind: EventKind,
     pub(crate) amount: i64,
     pub(crate) at_us: i64,
@@ -78,7 +95,11 @@ pub(crate) enum EventKind {
     Activate,
     /// A grant pays back what settled requests overdrew, as soon as it is effective.
     Repay,
+    /// What is left of a recurring grant goes on into its next period.
+    Rollover,
     Expire,
+    /// What a request gives back of a grant that was made void meanwhile.
+    Void,
 }
 
 /// A part of a payment: which grant, how many micro-credits.
@@ -91,10 +112,13 @@ pub(crate) struct Purse {
     pub(crate) grants: Vec<Grant>,
     /// Whether, and how far, its wallet may draw on the parent's pool.
     pub(crate) draw: Option<Draw>,
+    /// What will be given again.
+    pub(crate) recurrences: Vec<Recurrence>,
 }
 
 /// For [`Grant::from_row`].
-pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, \
+pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, g.recurrence, \
+     g.voided_us IS NOT NULL AS voided, \
      CASE g.kind WHEN 'overdraft' THEN (SELECT coalesce(sum(held + debited), 0) FROM in_flight WHERE allowance = g.seq) \
      ELSE 0 END AS overdraft_in_flight";
 
@@ -106,12 +130,13 @@ impl Purse {
     /// Reads every grant of a wallet that can still change.
     pub(crate) fn load(conn: &Connection, wallet: i64) -> Result<Purse> {
         let sql = format!(
-            "SELECT {GRANT_COLUMNS} FROM allowance g WHERE g.wallet = ?1 AND (g.remaining > 0 OR g.active = 0 \
+            "SELECT {GRANT_COLUMNS} FROM allowance g WHERE g.wallet = ?1 AND (g.remaining > 0 \
+             OR g.active = 0 AND g.voided_us IS NULL \
              OR g.kind = 'overdraft' OR EXISTS (SELECT 1 FROM in_flight f WHERE f.allowance = g.seq)) {BURN_ORDER}"
         );
         let mut statement = conn.prepare_cached(&sql)?;
         let grants = statement.query_map([wallet], Grant::from_row)?.collect::<rusqlite::Result<_>>()?;
-        Ok(Purse { grants, draw: Draw::load(conn, wallet)? })
+        Ok(Purse { grants, draw: Draw::load(conn, wallet)?, recurrences: Recurrence::load_all(conn, wallet)? })
     }
 
     /// Writes what changed.
@@ -124,6 +149,7 @@ impl Purse {
             ))?;
             grant.dirty = false;
         }
+        self.recurrences.iter_mut().try_for_each(|recurrence| recurrence.save(conn))?;
         self.draw.as_mut().map_or(Ok(()), |draw| draw.save(conn, wallet))
     }
 
@@ -150,24 +176,127 @@ impl Purse {
         self.grants.iter().any(|grant| grant.seq == seq)
     }
 
-    /// Applies what time did, oldest first. Whoever calls this before anything else sees the same events, whenever.
+    /// What a grant that is not written yet was given for.
+    pub(crate) fn memo_of(&self, grant: &Grant) -> Option<String> {
+        let given_by = |recurrence: &&Recurrence| Some(recurrence.seq) == grant.recurrence;
+        let memo = || self.recurrences.iter().find(given_by).and_then(|recurrence| recurrence.view().memo);
+        if grant.kind == GrantKind::Grant { memo() } else { None }
+    }
+
+    /// The grant of a number.
+    pub(crate) fn grant(&self, seq: i64) -> Option<&Grant> {
+        self.grants.iter().find(|grant| grant.seq == seq)
+    }
+
+    /// Applies what time did, oldest first. Whoever calls this before anything else sees the same events, whenever. Grants
+    /// that recurring ones gave are new: their numbers are negative until they are [written](Purse::number).
     pub(crate) fn pass_time(&mut self, now_us: i64) -> Vec<Event> {
         if let Some(draw) = &mut self.draw {
             draw.pass_time(now_us);
         }
         let mut events = Vec::new();
+        while let Some((at_us, recurrence)) = self.due(now_us) {
+            // What happened before comes first, and what is left at that instant rolls over before it expires.
+            self.pass_grants(at_us - 1, &mut events);
+            self.recur(recurrence, &mut events);
+        }
+        self.pass_grants(now_us, &mut events);
+        events
+    }
+
+    /// Gives the grants that are new their numbers, oldest first, and these to their events.
+    pub(crate) fn number(
+        &mut self,
+        events: &mut [Event],
+        mut write: impl FnMut(&Grant, &Recurrence) -> Result<i64>,
+    ) -> Result<()> {
+        let mut new: Vec<i64> = self.grants.iter().map(|grant| grant.seq).filter(|&seq| seq < 0).collect();
+        new.sort_unstable_by_key(|&seq| std::cmp::Reverse(seq));
+        for temporary in new {
+            let Some(grant) = self.grants.iter_mut().find(|grant| grant.seq == temporary) else { continue };
+            let recurrence = self.recurrences.iter().find(|recurrence| Some(recurrence.seq) == grant.recurrence);
+            let recurrence = recurrence.expect("a new grant is one of a recurring grant's");
+            grant.seq = write(grant, recurrence)?;
+            for event in events.iter_mut() {
+                event.grant = if event.grant == temporary { grant.seq } else { event.grant };
+                event.to = if event.to == Some(temporary) { Some(grant.seq) } else { event.to };
+            }
+        }
+        Ok(())
+    }
+
+    /// The recurring grant that is due first, and when.
+    fn due(&self, now_us: i64) -> Option<(i64, usize)> {
+        let due = |(index, recurrence): (usize, &Recurrence)| Some((recurrence.due_us(now_us)?, index));
+        self.recurrences.iter().enumerate().filter_map(due).min()
+    }
+
+    /// Gives a recurring grant once more, and lets go on what may of what is left of the last time.
+    fn recur(&mut self, index: usize, events: &mut Vec<Event>) {
+        let recurrence = &mut self.recurrences[index];
+        let (from_us, until_us) = recurrence.advance();
+        let (seq, number, most) = (recurrence.seq, recurrence.given, recurrence.rollover);
+        let new = Grant {
+            seq: self.grants.iter().map(|grant| grant.seq).min().unwrap_or(0).min(0) - 1,
+            id: format!("{}.{number}r", recurrence.id),
+            layer: Layer::Grants,
+            kind: GrantKind::Rollover,
+            amount: 0,
+            priority: recurrence.priority,
+            effective_us: from_us,
+            // A calendar that ends gives it no end.
+            expires_us: (until_us > from_us && until_us < i64::MAX).then_some(until_us),
+            active: true,
+            remaining: 0,
+            in_flight: 0,
+            recurrence: Some(seq),
+            voided: false,
+            dirty: true,
+        };
+        let given = Grant {
+            seq: new.seq - 1,
+            id: format!("{}.{number}", recurrence.id),
+            kind: GrantKind::Grant,
+            amount: recurrence.amount,
+            active: false,
+            ..new.clone()
+        };
+        let mut rolled = 0;
+        let ends = |grant: &&mut Grant| grant.recurrence == Some(seq) && grant.expires_us == Some(from_us);
+        for last in self.grants.iter_mut().filter(ends).filter(|last| !last.voided) {
+            let amount = last.remaining.min(most - rolled);
+            if amount > 0 {
+                (last.remaining, last.dirty) = (last.remaining - amount, true);
+                rolled += amount;
+                let (grant, to) = (last.seq, Some(new.seq));
+                events.push(Event { grant, to, kind: EventKind::Rollover, amount, at_us: from_us });
+            }
+        }
+        if rolled > 0 {
+            self.grants.push(Grant { amount: rolled, remaining: rolled, ..new });
+        }
+        self.grants.push(given);
+        self.grants.sort_by_key(|grant| {
+            let expiry = grant.expires_us.map_or((1, 0), |expires_us| (0, expires_us));
+            (grant.layer == Layer::Overdraft, grant.priority, expiry, grant.age())
+        });
+    }
+
+    fn pass_grants(&mut self, now_us: i64, events: &mut Vec<Event>) {
+        let before = events.len();
         for index in self.by_effect(now_us) {
             let overdrawn = self.overdraft().map_or(0, |line| line.amount - line.remaining - line.in_flight);
             let grant = &mut self.grants[index];
             if !grant.active && grant.effective_us <= now_us {
                 (grant.active, grant.remaining, grant.dirty) = (true, grant.amount, true);
                 let at_us = grant.effective_us;
-                events.push(Event { grant: index, kind: EventKind::Activate, amount: grant.amount, at_us });
+                let (seq, kind) = (grant.seq, EventKind::Activate);
+                events.push(Event { grant: seq, to: None, kind, amount: grant.amount, at_us });
                 let amount = overdrawn.min(grant.amount);
                 if amount > 0 {
                     grant.remaining -= amount;
-                    events.push(Event { grant: index, kind: EventKind::Repay, amount, at_us });
-                    self.change_overdraft(amount);
+                    let to = self.repay(amount);
+                    events.push(Event { grant: seq, to, kind: EventKind::Repay, amount, at_us });
                 }
             }
             let grant = &mut self.grants[index];
@@ -176,11 +305,10 @@ impl Purse {
             {
                 let amount = std::mem::take(&mut grant.remaining);
                 grant.dirty = true;
-                events.push(Event { grant: index, kind: EventKind::Expire, amount, at_us: expires_us });
+                events.push(Event { grant: grant.seq, to: None, kind: EventKind::Expire, amount, at_us: expires_us });
             }
         }
-        events.sort_by_key(|event| (event.at_us, event.kind, self.grants[event.grant].seq));
-        events
+        events[before..].sort_by_key(|event| (event.at_us, event.kind));
     }
 
     /// Takes `most`, or what there is, in burn-down order. Returns what it took.
@@ -202,6 +330,14 @@ impl Purse {
         most - owed
     }
 
+    /// Makes a grant void. `Some` if something was left of it.
+    pub(crate) fn void(&mut self, seq: i64, now_us: i64) -> Option<Event> {
+        let grant = self.grants.iter_mut().find(|grant| grant.seq == seq)?;
+        (grant.voided, grant.dirty) = (true, true);
+        let amount = std::mem::take(&mut grant.remaining);
+        (amount > 0).then_some(Event { grant: seq, to: None, kind: EventKind::Void, amount, at_us: now_us })
+    }
+
     /// What was taken is settled: it is in flight no longer.
     pub(crate) fn settle(&mut self, (seq, amount): Part) {
         self.grants
@@ -221,8 +357,9 @@ impl Purse {
         let index = index.ok_or_else(|| bad("holds a grant of another wallet"))?;
         let grant = &mut self.grants[index];
         grant.in_flight = grant.in_flight.saturating_sub(amount);
-        if grant.is_expired(now_us) {
-            return Ok(Some(Event { grant: index, kind: EventKind::Expire, amount, at_us: now_us }));
+        if grant.is_expired(now_us) || grant.voided {
+            let kind = if grant.voided { EventKind::Void } else { EventKind::Expire };
+            return Ok(Some(Event { grant: seq, to: None, kind, amount, at_us: now_us }));
         }
         let remaining = grant.remaining.checked_add(amount).filter(|&remaining| remaining <= grant.amount);
         grant.remaining = remaining.ok_or_else(|| bad("holds more of a grant than was given"))?;
@@ -234,18 +371,18 @@ impl Purse {
     fn by_effect(&self, now_us: i64) -> Vec<usize> {
         let changes = |grant: &Grant| match grant.active {
             true => grant.remaining > 0 && grant.is_expired(now_us),
-            false => grant.layer == Layer::Grants && grant.effective_us <= now_us,
+            false => grant.layer == Layer::Grants && !grant.voided && grant.effective_us <= now_us,
         };
         let mut changed: Vec<usize> = (0..self.grants.len()).filter(|&index| changes(&self.grants[index])).collect();
-        changed.sort_by_key(|&index| (self.grants[index].effective_us, self.grants[index].seq));
+        changed.sort_by_key(|&index| (self.grants[index].effective_us, self.grants[index].age()));
         changed
     }
 
-    fn change_overdraft(&mut self, amount: i64) {
-        if let Some(line) = self.grants.last_mut() {
-            line.remaining += amount;
-            line.dirty = true;
-        }
+    /// Returns the overdraft that is repaid.
+    fn repay(&mut self, amount: i64) -> Option<i64> {
+        let line = self.grants.last_mut()?;
+        (line.remaining, line.dirty) = (line.remaining + amount, true);
+        Some(line.seq)
     }
 }
 
@@ -266,6 +403,8 @@ pub(crate) mod tests {
             active: true,
             remaining,
             in_flight: 0,
+            recurrence: None,
+            voided: false,
             dirty: false,
         }
     }
@@ -275,7 +414,7 @@ pub(crate) mod tests {
     }
 
     fn purse(grants: Vec<Grant>) -> Purse {
-        Purse { grants, draw: None }
+        Purse { grants, draw: None, recurrences: Vec::new() }
     }
 
     #[test]

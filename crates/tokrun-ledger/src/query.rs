@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::funds::Funds;
 use crate::purse::{BURN_ORDER, EventKind, GRANT_COLUMNS, Grant, Purse};
+use crate::recurrence::Recurrence;
 use crate::{
     Credits, DrawTerms, GrantKind, GrantState, GrantView, LedgerError, Result, Statement, StatementKind, StatementLine,
     WalletKind, WalletView, admin, tree,
@@ -40,6 +41,22 @@ pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result
             grant.remaining = Credits::from_micro(passed.remaining);
         }
     }
+    // What recurred since the last write.
+    grants.extend(own.grants.iter().filter(|grant| grant.seq < 0).map(|grant| GrantView {
+        id: grant.id.clone(),
+        kind: grant.kind,
+        amount: Credits::from_micro(grant.amount),
+        remaining: Credits::from_micro(grant.remaining),
+        in_flight: Credits::ZERO,
+        priority: grant.priority,
+        effective: timestamp(grant.effective_us),
+        expires: grant.expires_us.map(timestamp),
+        created: timestamp(grant.effective_us),
+        state: state(grant, now_us),
+        memo: own.memo_of(grant),
+    }));
+    // Those that are not written yet are the youngest.
+    grants.sort_by_key(|grant| (grant.priority, grant.expires.is_none(), grant.expires));
     let (created_us, in_flight) =
         conn.prepare_cached(sql)?.query_row([wallet], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(WalletView {
@@ -55,6 +72,7 @@ pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result
         draw: draw.map(|draw| DrawTerms { cap: draw.cap.map(Credits::from_micro), every: draw.every }),
         drawn: Credits::from_micro(draw.map_or(0, |draw| draw.drawn)),
         in_flight: Credits::from_micro(in_flight),
+        recurring: own.recurrences.iter().map(Recurrence::view).filter(|view| view.next.is_some()).collect(),
         frozen: path.iter().any(|node| node.frozen),
         created: timestamp(created_us),
         grants,
@@ -132,15 +150,9 @@ fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Res
     );
     let mut statement = conn.prepare_cached(&sql)?;
     let views = statement.query_map([key], |row| {
-        let mut purse = Purse { grants: vec![Grant::from_row(row)?], draw: None };
+        let mut purse = Purse { grants: vec![Grant::from_row(row)?], draw: None, recurrences: Vec::new() };
         purse.pass_time(now_us);
         let grant = &purse.grants[0];
-        let state = match grant {
-            grant if grant.is_expired(now_us) => GrantState::Expired,
-            grant if !grant.active || grant.effective_us > now_us => GrantState::Pending,
-            grant if grant.remaining == 0 => GrantState::Used,
-            _ => GrantState::Live,
-        };
         Ok(GrantView {
             id: grant.id.clone(),
             kind: grant.kind,
@@ -151,11 +163,22 @@ fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Res
             effective: timestamp(grant.effective_us),
             expires: grant.expires_us.map(timestamp),
             created: timestamp(row.get("created_us")?),
-            state,
+            state: state(grant, now_us),
             memo: row.get("text")?,
         })
     })?;
     Ok(views.collect::<rusqlite::Result<_>>()?)
+}
+
+/// What a grant is good for, once time was passed.
+fn state(grant: &Grant, now_us: i64) -> GrantState {
+    match grant {
+        grant if grant.voided => GrantState::Void,
+        grant if grant.is_expired(now_us) => GrantState::Expired,
+        grant if !grant.active || grant.effective_us > now_us => GrantState::Pending,
+        grant if grant.remaining == 0 => GrantState::Used,
+        _ => GrantState::Live,
+    }
 }
 
 /// The entries of a wallet as they were written.
@@ -163,13 +186,14 @@ fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
     let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, max(m.text) \
          FROM posting p JOIN entry e ON e.id = p.entry \
          LEFT JOIN memo m ON m.allowance = p.allowance AND e.memo_digest IS NOT NULL \
-         WHERE p.account = ?1 AND e.kind <> 'repay' GROUP BY e.id ORDER BY e.id";
+         WHERE p.account = ?1 AND e.kind NOT IN ('repay', 'rollover') GROUP BY e.id ORDER BY e.id";
     let mut statement = conn.prepare_cached(sql)?;
     let lines = statement.query_map([wallet], |row| {
         let kind = match row.get_ref(1)?.as_str()? {
             "starter" => StatementKind::Starter,
             "grant" => StatementKind::Grant,
             "expire" => StatementKind::Expire,
+            "void" => StatementKind::Void,
             _ => StatementKind::Settle,
         };
         Ok(StatementLine {
@@ -189,20 +213,22 @@ fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<Statemen
     let mut purse = Purse::load(conn, wallet)?;
     let mut lines = Vec::new();
     for event in purse.pass_time(now_us) {
-        let grant = &purse.grants[event.grant];
+        let Some(grant) = purse.grant(event.grant) else { continue };
         let (kind, signed) = match event.kind {
             EventKind::Activate if grant.kind == GrantKind::Starter => (StatementKind::Starter, event.amount),
             EventKind::Activate => (StatementKind::Grant, event.amount),
             // It moves within the wallet: no line.
-            EventKind::Repay => continue,
+            EventKind::Repay | EventKind::Rollover => continue,
+            EventKind::Void => (StatementKind::Void, -event.amount),
             EventKind::Expire => (StatementKind::Expire, -event.amount),
         };
         let memo = match event.kind {
+            EventKind::Activate if grant.seq < 0 => purse.memo_of(grant),
             EventKind::Activate => conn
                 .prepare_cached("SELECT text FROM memo WHERE allowance = ?1")?
                 .query_row([grant.seq], |row| row.get(0))
                 .optional()?,
-            EventKind::Repay | EventKind::Expire => None,
+            _ => None,
         };
         lines.push(StatementLine {
             date: timestamp(event.at_us),

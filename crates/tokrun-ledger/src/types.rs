@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{Credits, DrawTerms, LatencyHistogram, LedgerError, Price, WalletKind};
+use crate::{Credits, DrawTerms, LatencyHistogram, LedgerError, Price, RecurringView, WalletKind};
 
 /// A request that wants to start.
 #[derive(Debug, Clone)]
@@ -256,6 +256,8 @@ pub struct WalletView {
     pub frozen: bool,
     /// When it was created.
     pub created: Timestamp,
+    /// What it is given again and again.
+    pub recurring: Vec<RecurringView>,
     /// Every grant it ever had, in burn-down order.
     pub grants: Vec<GrantView>,
 }
@@ -268,6 +270,8 @@ pub enum GrantKind {
     Starter,
     /// Given by somebody.
     Grant,
+    /// What was left of a recurring grant when its next period began.
+    Rollover,
 }
 
 /// What a grant is good for now.
@@ -282,6 +286,8 @@ pub enum GrantState {
     Used,
     /// Too late.
     Expired,
+    /// Taken back.
+    Void,
 }
 
 /// A grant, seen now.
@@ -338,6 +344,8 @@ pub enum StatementKind {
     Settle,
     /// A grant expired with something left.
     Expire,
+    /// A grant was taken back.
+    Void,
 }
 
 impl StatementKind {
@@ -348,6 +356,7 @@ impl StatementKind {
             StatementKind::Grant => "grant",
             StatementKind::Settle => "settle",
             StatementKind::Expire => "expire",
+            StatementKind::Void => "void",
         }
     }
 }

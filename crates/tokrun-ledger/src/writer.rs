@@ -160,7 +160,9 @@ impl Tx<'_> {
             Some(purse) => purse,
             None => Purse::load(self.conn, wallet)?,
         };
-        for event in purse.pass_time(self.now_us) {
+        let mut events = purse.pass_time(self.now_us);
+        purse.number(&mut events, |grant, recurrence| admin::insert_given(self, wallet, grant, recurrence))?;
+        for event in events {
             self.write_event(wallet, &purse, &event, None)?;
         }
         Ok(purse)
@@ -205,25 +207,24 @@ impl Tx<'_> {
     /// Writes the entry of a grant that became effective or expired. `request` names the one whose money came back too
     /// late, if that is how it expired.
     pub(crate) fn write_event(&self, wallet: i64, purse: &Purse, event: &Event, request: Option<&str>) -> Result<()> {
-        let grant = &purse.grants[event.grant];
+        let grant = purse.grant(event.grant).expect("events are of grants that the purse has");
         let (kind, other, signed) = match event.kind {
             EventKind::Activate if grant.kind == GrantKind::Starter => ("starter", chain::ISSUED, event.amount),
             EventKind::Activate => ("grant", chain::ISSUED, event.amount),
             EventKind::Repay => ("repay", wallet, -event.amount),
+            EventKind::Rollover => ("rollover", wallet, -event.amount),
             EventKind::Expire => ("expire", chain::EXPIRED, -event.amount),
-        };
-        let other_grant = match event.kind {
-            EventKind::Repay => purse.overdraft().map(|line| line.seq),
-            _ => None,
+            EventKind::Void => ("void", chain::ISSUED, -event.amount),
         };
         let (memo, terms) = match event.kind {
             EventKind::Activate => (self.memo_digest(grant.seq)?, Some(chain::terms_digest(self.conn, grant.seq)?)),
-            EventKind::Repay | EventKind::Expire => (None, None),
+            EventKind::Rollover => (None, event.to.map(|to| chain::terms_digest(self.conn, to)).transpose()?),
+            EventKind::Repay | EventKind::Expire | EventKind::Void => (None, None),
         };
         let key = match event.kind {
-            EventKind::Activate | EventKind::Repay => format!("{kind}:{}", grant.id),
+            EventKind::Activate | EventKind::Repay | EventKind::Rollover => format!("{kind}:{}", grant.id),
             // A grant can expire several times: what is held comes back late, and clocks are set back.
-            EventKind::Expire => format!("{kind}:{}:{}", grant.id, chain::head(self.conn)?.entry + 1),
+            EventKind::Expire | EventKind::Void => format!("{kind}:{}:{}", grant.id, chain::head(self.conn)?.entry + 1),
         };
         let draft = Draft {
             kind,
@@ -233,7 +234,7 @@ impl Tx<'_> {
             request_id: request,
             memo_digest: memo,
             subject_digest: terms,
-            postings: &[(other, other_grant, -signed), (wallet, Some(grant.seq), signed)],
+            postings: &[(other, event.to, -signed), (wallet, Some(grant.seq), signed)],
         };
         chain::append(self.conn, &draft)?;
         Ok(())

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use tokrun_ledger::{
-    Credits, DrawTerms, GrantKind, GrantRequest, GrantState, GrantView, NewWallet, Period, Statement, WalletChange,
-    WalletKind, WalletView,
+    Credits, DrawTerms, GrantKind, GrantRequest, GrantState, GrantView, NewWallet, Period, RecurringGrant,
+    RecurringView, Statement, WalletChange, WalletKind, WalletView,
 };
 
 use super::answer;
@@ -25,6 +25,12 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         WalletCommand::Set { user, terms, no_parent } => {
             show(&ledger.change_wallet(&user, change(terms, no_parent))?, format);
         }
+        WalletCommand::Grant(args) if args.every.is_some() => {
+            let user = args.user.clone();
+            let recurring = ledger.grant_every(recurring_grant(args))?;
+            granted_every(&recurring, &ledger.wallet(&user)?, format);
+        }
+        WalletCommand::Void { grant } => show(&ledger.void(&grant)?, format),
         WalletCommand::Grant(args) => {
             let user = args.user.clone();
             let grant = ledger.grant(grant_request(args))?;
@@ -52,11 +58,7 @@ fn new_wallet(name: String, terms: TermsArgs) -> NewWallet {
 }
 
 fn change(terms: TermsArgs, no_parent: bool) -> WalletChange {
-    let every = terms.draw_every.map(|every| match every {
-        Every::Day => Period::Day,
-        Every::Week => Period::Week,
-        Every::Month => Period::Month,
-    });
+    let every = terms.draw_every.map(period);
     WalletChange {
         kind: terms.kind.map(|kind| match kind {
             Kind::Organisation => WalletKind::Organisation,
@@ -80,6 +82,29 @@ fn grant_request(args: GrantArgs) -> GrantRequest {
         expires: args.expires,
         memo: args.memo,
         idempotency_key: args.idempotency_key,
+    }
+}
+
+fn recurring_grant(args: GrantArgs) -> RecurringGrant {
+    RecurringGrant {
+        wallet: args.user,
+        amount: args.amount,
+        priority: args.priority,
+        every: args.every.map_or(Period::Month, period),
+        on: args.on,
+        start: args.effective,
+        until: args.until,
+        rollover: args.rollover,
+        memo: args.memo,
+        idempotency_key: args.idempotency_key,
+    }
+}
+
+fn period(every: Every) -> Period {
+    match every {
+        Every::Day => Period::Day,
+        Every::Week => Period::Week,
+        Every::Month => Period::Month,
     }
 }
 
@@ -130,6 +155,10 @@ fn show(wallet: &WalletView, format: Format) {
     if let Some(parent) = &wallet.parent {
         out!("under {parent}{}", wallet.draw.map_or_else(String::new, |draw| draws(wallet, draw)));
     }
+    for recurring in &wallet.recurring {
+        let next = recurring.next.map_or_else(String::new, |next| format!(", next at {next}"));
+        out!("{} every {} ({}){next}", output::credits(recurring.amount), recurring.every, recurring.zone);
+    }
     if !wallet.grants.is_empty() {
         let rows = wallet.grants.iter().map(|grant| {
             vec![
@@ -155,6 +184,7 @@ fn kind(kind: GrantKind) -> &'static str {
     match kind {
         GrantKind::Starter => "starter",
         GrantKind::Grant => "grant",
+        GrantKind::Rollover => "rollover",
     }
 }
 
@@ -164,6 +194,7 @@ fn state(state: GrantState) -> &'static str {
         GrantState::Live => "live",
         GrantState::Used => "used up",
         GrantState::Expired => "expired",
+        GrantState::Void => "void",
     }
 }
 
@@ -177,6 +208,21 @@ fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
         output::credits(grant.amount),
         wallet.name,
         output::credits(wallet.balance)
+    );
+}
+
+fn granted_every(recurring: &RecurringView, wallet: &WalletView, format: Format) {
+    if format == Format::Json {
+        out!("{}", json!({ "recurring": json_recurring(recurring), "wallet": json_wallet(wallet) }));
+        return;
+    }
+    out!(
+        "{} every {} to {}, who has {} now; next at {}",
+        output::credits(recurring.amount),
+        recurring.every,
+        wallet.name,
+        output::credits(wallet.balance),
+        recurring.next.map_or_else(|| "no time".to_owned(), |next| next.to_string())
     );
 }
 
@@ -218,6 +264,7 @@ fn json_wallet(wallet: &WalletView) -> Value {
         "in_flight": output::credits_json(wallet.in_flight),
         "unit": "credits",
         "frozen": wallet.frozen,
+        "recurring": wallet.recurring.iter().map(json_recurring).collect::<Value>(),
         "grants": wallet.grants.iter().map(json_grant).collect::<Value>(),
     })
 }
@@ -233,6 +280,21 @@ fn json_grant(grant: &GrantView) -> Value {
         "effective": grant.effective,
         "expires": grant.expires,
         "memo": grant.memo,
+    })
+}
+
+fn json_recurring(recurring: &RecurringView) -> Value {
+    json!({
+        "id": recurring.id,
+        "amount": output::credits_json(recurring.amount),
+        "priority": recurring.priority,
+        "every": recurring.every,
+        "on": recurring.on,
+        "zone": recurring.zone,
+        "rollover": output::credits_json(recurring.rollover),
+        "next": recurring.next,
+        "until": recurring.until,
+        "memo": recurring.memo,
     })
 }
 

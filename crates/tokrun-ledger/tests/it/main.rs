@@ -7,4 +7,5 @@ mod damage;
 mod migration;
 mod model;
 mod processes;
+mod recurring;
 mod tree;
