@@ -13,6 +13,7 @@
 #define PTX(twin, ...) __VA_ARGS__
 // Makes a kernel known to the fake driver by its name.
 #define SHIM_KERNEL(name)
+#define DYN_SMEM(T, name) extern __shared__ __align__(128) T name[]
 #endif
 
 #define WARP_ALL 0xffffffffu
@@ -49,6 +50,62 @@ __device__ __forceinline__ uint2 load_cache(const uint2* p) {
     PTX(*p, uint2 v;
         asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
         return v);
+}
+
+// Copies 16 bytes to shared memory without passing through registers; zeros where there is nothing to copy. They have
+// arrived when `copies_arrive` returns, for the thread that asked; a barrier tells the others.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
+#ifdef CUDA_SHIM
+    shim::cp_async(to, from, 16, there ? 16 : 0);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+#endif
+}
+__device__ __forceinline__ void copies_arrive() {
+#ifdef CUDA_SHIM
+    shim::cp_async_wait_all();
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Four matrices of eight rows of 16 bytes, from shared memory: lane 8 i + r names row r of matrix i, and lane l gets word
+// l % 4 of row l / 4 of each. These are the fragments of the products below.
+__device__ __forceinline__ void load_matrices(unsigned (&d)[4], const void* row) {
+#ifdef CUDA_SHIM
+    shim::ldmatrix<4>(d, row);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+#endif
+}
+
+// Products on tensor cores: d [16, 8] += a [16, 32 bytes] * b [8, 32 bytes]^T. Lane l has in d columns 2 (l % 4) and the next
+// of rows l / 4 and 8 + l / 4; of a the words l % 4 of these rows, then the words 4 + l % 4; of b those words of row l / 4.
+__device__ __forceinline__ void multiply_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDA_SHIM
+    shim::mma_m16n8k16_bf16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+__device__ __forceinline__ void multiply_int8(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDA_SHIM
+    shim::mma_m16n8k32_s8(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+// Of 16 bytes: one word of each of the two rows of a, one of b.
+__device__ __forceinline__ void multiply_int8(int (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+#ifdef CUDA_SHIM
+    shim::mma_m16n8k16_s8(d, {a0, a1}, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(b));
+#endif
 }
 
 // Programmatic dependent launch (sm_90 and later; elsewhere, and without the launch attribute, both do nothing). Every

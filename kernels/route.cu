@@ -2,8 +2,6 @@
 // its part of the softmax over all experts, or over the chosen ones. A warp a row.
 #include "experts.cuh"
 
-constexpr int EXPERTS_MAX = 1024;
-
 extern "C" __global__ void __launch_bounds__(32) route(const float* logits, int experts, int ranks, int normalise, Choice* choices) {
     __shared__ float left[EXPERTS_MAX];
     let_next_start();

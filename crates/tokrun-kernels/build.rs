@@ -3,10 +3,14 @@
 //! kernels and the sizes of their parameters, so that launches can be checked.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
+
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 
 /// One file that the driver can load, and the PTX that tells of its kernels.
 struct Image {
@@ -29,7 +33,16 @@ fn main() {
         println!("cargo::rerun-if-changed={}", kernels.join("ptx").display());
         committed(&kernels.join("ptx"))
     };
-    fs::write(out.join("modules.rs"), list(&images)).expect("OUT_DIR is writable");
+    fs::write(out.join("modules.rs"), list(&images, &out)).expect("OUT_DIR is writable");
+}
+
+/// A deflated copy: PTX is text that repeats itself, a dozenth is left of it.
+fn compressed(file: &Path, out: &Path) -> PathBuf {
+    let to = out.join(file.file_name().expect("a file")).with_added_extension("deflate");
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&fs::read(file).expect("readable")).expect("memory");
+    fs::write(&to, encoder.finish().expect("memory")).expect("OUT_DIR is writable");
+    to
 }
 
 fn committed(directory: &Path) -> Vec<Image> {
@@ -50,7 +63,7 @@ fn committed(directory: &Path) -> Vec<Image> {
 }
 
 /// What `modules.rs` holds: an array of `Module`s, whose types are in `src/cuda/modules.rs`.
-fn list(images: &[Image]) -> String {
+fn list(images: &[Image], out: &Path) -> String {
     let mut modules: BTreeMap<&str, Vec<&Image>> = BTreeMap::new();
     for image in images {
         modules.entry(&image.module).or_default().push(image);
@@ -59,10 +72,10 @@ fn list(images: &[Image]) -> String {
     for (name, images) in modules {
         writeln!(text, "Module {{ name: {name:?}, images: &[").expect("memory");
         for Image { target, exact, file, ptx, .. } in images {
-            let signatures = signatures(ptx);
+            let (signatures, file) = (signatures(ptx), compressed(file, out));
             writeln!(
                 text,
-                "Image {{ target: {target}, exact: {exact}, bytes: include_bytes!({file:?}), kernels: &{signatures} }},"
+                "Image {{ target: {target}, exact: {exact}, deflated: include_bytes!({file:?}), kernels: &{signatures} }},"
             )
             .expect("memory");
         }

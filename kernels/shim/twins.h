@@ -66,6 +66,12 @@ inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t 
     });
 }
 
+// mma.m16n8k16.row.col.s32.s8.s8.s32: the same with the second half of the bytes zero.
+inline void mma_m16n8k16_s8(int (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+    const uint32_t whole_a[4] = {a[0], a[1], 0, 0}, whole_b[2] = {b, 0};
+    mma_m16n8k32_s8(d, whole_a, whole_b);
+}
+
 // ldmatrix.m8n8.x{1,2,4}[.trans].b16: lane 8 i + r holds the address of row r of matrix i.
 template <int MATRICES, bool TRANSPOSED = false> inline void ldmatrix(uint32_t (&d)[MATRICES], const void* row) {
     struct Exchange { uint32_t* d; const void* row; } mine{d, row};

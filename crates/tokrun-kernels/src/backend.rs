@@ -7,6 +7,7 @@
 //! **One order of roundings.** What an operation computes for a row depends on that row, its position and its KV blocks
 //! alone: never on the other rows of the step, their number, the number of threads, or how a prompt was cut into steps.
 //! Every backend keeps this, so that greedy text is the same for any batch, chunking and thread count.
+//! The one exception is a CUDA device that was not opened as deterministic: it adds in other orders for steps of many rows.
 
 use std::ops::Range;
 use std::sync::Arc;

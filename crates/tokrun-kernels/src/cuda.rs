@@ -19,6 +19,7 @@ mod rows;
 mod stage;
 #[allow(dead_code, reason = "part of it is for tests")]
 mod stream;
+mod tiles;
 
 pub use attention::CudaKv;
 pub use backend::{Cuda, CudaGated, CudaLinear, CudaOptions};

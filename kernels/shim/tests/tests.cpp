@@ -124,6 +124,11 @@ static void bytes_multiply_on_tensor_cores() {
             int r = static_cast<int>(threadIdx.x / 4) + i / 2 * 8, c = static_cast<int>(threadIdx.x % 4) * 2 + i % 2;
             EXPECT(d[i] == 32 * r * (c + 1));
         }
+        shim::mma_m16n8k16_s8(d, {a[0], a[1]}, b[0]);
+        for (int i = 0; i < 4; i++) {
+            int r = static_cast<int>(threadIdx.x / 4) + i / 2 * 8, c = static_cast<int>(threadIdx.x % 4) * 2 + i % 2;
+            EXPECT(d[i] == (32 + 16) * r * (c + 1));
+        }
     });
 }
 

@@ -28,7 +28,7 @@ pub(super) const THREADS: usize = 256;
 /// A CUDA device as a backend.
 ///
 /// Quantised weights multiply with rows rounded to int8 in blocks of 32, 16-bit weights with rows rounded to bf16, f32
-/// weights with f32. After a failure of the device all operations do nothing, and [`Backend::failure`] tells of it.
+/// weights with f32. Steps of many rows run on tensor cores, unless [`CudaOptions`] ask for one order of sums. After a failure of the device all operations do nothing, and [`Backend::failure`] tells of it.
 pub struct Cuda {
     pub(super) device: Device,
     pub(super) kernels: Kernels,
@@ -73,6 +73,7 @@ pub(super) struct Kernels {
     pub(super) add_norm: Kernel,
     pub(super) combine: Kernel,
     pub(super) encode: Kernel,
+    pub(super) group_experts: Kernel,
     pub(super) mix_experts: Kernel,
     pub(super) norm: Kernel,
     pub(super) rope_angles: Kernel,
@@ -129,6 +130,7 @@ impl Cuda {
             add_norm: kernel("add_norm", "add_norm")?,
             combine: kernel("attention_combine", "attention_combine")?,
             encode: kernel("encode", "encode_rows")?,
+            group_experts: kernel("group_experts", "group_experts")?,
             mix_experts: kernel("mix_experts", "mix_experts")?,
             norm: kernel("norm", "norm_columns")?,
             rope_angles: kernel("rope_angles", "rope_angles")?,
@@ -140,7 +142,7 @@ impl Cuda {
             stage: Stage::new(&device)?,
             device,
             kernels,
-            packer: Packer::default(),
+            packer: Packer::new(!options.deterministic),
             ropes: Vec::new(),
             norms: Vec::new(),
             launches: Launches::default(),

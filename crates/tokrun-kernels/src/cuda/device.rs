@@ -165,7 +165,7 @@ impl Device {
         let loaded = match modules.get(known.name) {
             Some(loaded) => loaded.clone(),
             None => {
-                let loaded = self.load(known.name, image.bytes)?;
+                let loaded = self.load(known.name, image.bytes())?;
                 modules.insert(known.name, loaded.clone());
                 loaded
             }
@@ -180,10 +180,10 @@ impl Device {
         Ok(Kernel { function: function.cu_function(), signature, ordinal: self.shared.facts.ordinal })
     }
 
-    fn load(&self, name: &str, image: &'static [u8]) -> Result<Arc<CudaModule>, CudaError> {
-        let image = match std::str::from_utf8(image) {
+    fn load(&self, name: &str, image: Vec<u8>) -> Result<Arc<CudaModule>, CudaError> {
+        let image = match String::from_utf8(image) {
             Ok(text) => Ptx::from_src(text),
-            Err(_) => Ptx::from_binary(image.to_vec()),
+            Err(binary) => Ptx::from_binary(binary.into_bytes()),
         };
         self.shared.context.load_module(image).map_err(|error| match error.0 {
             sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | sys::CUresult::CUDA_ERROR_INVALID_PTX => {

@@ -19,6 +19,8 @@ struct Launch {
     kernel: Kernel,
     grid: [u32; 3],
     threads: u32,
+    /// Dynamic shared memory a block.
+    shared_bytes: u32,
     /// Past its last one in `params`.
     params_end: u32,
 }
@@ -38,8 +40,22 @@ impl Launches {
     pub(super) fn add(&mut self, kernel: Kernel, grid: [usize; 3], threads: usize) -> Arguments<'_> {
         let grid = grid.map(|size| u32::try_from(size).expect("grids are far below 2^32 blocks"));
         let threads = u32::try_from(threads).expect("a block has at most 1024 threads");
-        self.launches.push(Launch { kernel, grid, threads, params_end: self.params.len() as u32 });
+        self.launches.push(Launch { kernel, grid, threads, shared_bytes: 0, params_end: self.params.len() as u32 });
         Arguments { list: self, in_word: 0 }
+    }
+
+    /// The same, of blocks with dynamic shared memory.
+    pub(super) fn add_with_shared(
+        &mut self,
+        kernel: Kernel,
+        grid: [usize; 3],
+        threads: usize,
+        shared_bytes: usize,
+    ) -> Arguments<'_> {
+        self.add(kernel, grid, threads);
+        let launch = self.launches.last_mut().expect("it was just added");
+        launch.shared_bytes = u32::try_from(shared_bytes).expect("shared memory is small");
+        self.latest()
     }
 
     /// More arguments for the latest launch.
@@ -50,10 +66,10 @@ impl Launches {
     /// Puts all of them on the stream. Each kernel may begin before the one ahead has ended: all wait by themselves.
     pub(super) fn launch(&self, device: &Device) -> Result<(), CudaError> {
         let mut first = 0;
-        for &Launch { kernel, grid, threads, params_end } in &self.launches {
+        for &Launch { kernel, grid, threads, shared_bytes, params_end } in &self.launches {
             let starts = &self.params[first..params_end as usize];
             first = params_end as usize;
-            let shape = Shape { grid, threads, shared_bytes: 0, overlaps: true };
+            let shape = Shape { grid, threads, shared_bytes, overlaps: true };
             device.launch(kernel, shape, Parameters { starts, words: &self.words })?;
         }
         Ok(())

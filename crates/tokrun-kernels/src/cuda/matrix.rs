@@ -7,6 +7,7 @@ use super::formats::{Form, Layout, PLANES, form};
 use super::launches::Arguments;
 use super::memory::{Buffer, Pinned};
 use super::stream::Event;
+use super::tiles::TileKernels;
 use crate::{KernelError, MatrixSource, WeightType};
 
 /// Bytes of one of the two buffers, unless a single row has more.
@@ -52,10 +53,12 @@ pub(super) struct Kernels {
     pub(super) expert_linear: Kernel,
     pub(super) expert_gated: Kernel,
     pub(super) embed: Kernel,
+    /// For many rows, where the device is free to add in another order.
+    pub(super) tiles: Option<TileKernels>,
 }
 
 impl Kernels {
-    fn load(device: &Device, weight_type: WeightType) -> Result<Self, KernelError> {
+    fn load(device: &Device, weight_type: WeightType, with_tiles: bool) -> Result<Self, KernelError> {
         let name = weight_type.name().to_ascii_lowercase();
         let module = format!("linear_{name}");
         let kernel = |function: String| device.kernel(&module, &function).map_err(KernelError::from);
@@ -69,6 +72,7 @@ impl Kernels {
             expert_linear: kernel(format!("expert_linear_{name}"))?,
             expert_gated: kernel(format!("expert_gated_{name}"))?,
             embed: kernel(format!("embed_{name}"))?,
+            tiles: if with_tiles { TileKernels::load(device, weight_type)? } else { None },
         })
     }
 }
@@ -107,6 +111,8 @@ pub(super) struct Packer {
     pieces: Option<[Piece; 2]>,
     next_piece: usize,
     next_id: u64,
+    /// Whether kernels for many rows are loaded too.
+    with_tiles: bool,
     /// Those that were loaded.
     kernels: HashMap<WeightType, Kernels>,
 }
@@ -119,6 +125,11 @@ struct Piece {
 }
 
 impl Packer {
+    /// For matrices that are multiplied with many rows on tensor cores, or are not.
+    pub(super) fn new(with_tiles: bool) -> Self {
+        Self { with_tiles, ..Self::default() }
+    }
+
     /// Frees the memory that packing takes.
     pub(super) fn finish(&mut self) {
         self.pieces = None;
@@ -128,7 +139,7 @@ impl Packer {
         if let Some(kernels) = self.kernels.get(&weight_type) {
             return Ok(*kernels);
         }
-        let kernels = Kernels::load(device, weight_type)?;
+        let kernels = Kernels::load(device, weight_type, self.with_tiles)?;
         self.kernels.insert(weight_type, kernels);
         Ok(kernels)
     }

@@ -7,6 +7,7 @@ use super::matrix::Matrix;
 use super::memory::Buffer;
 use super::products::activation_number;
 use super::rows::{CudaEncoded, CudaRows, checked_len};
+use super::tiles::{Cut, Grouped};
 use crate::{Activation, Expert, KernelError, Routing};
 
 /// Experts that the routing kernel can rank.
@@ -22,6 +23,10 @@ pub(super) struct Workspace {
     /// `[rows * ranks]` rows of hidden values.
     hidden: Option<CudaEncoded>,
     tables: Vec<Table>,
+    /// `[rows * ranks]`: pairs by expert.
+    order: Option<Buffer<u32>>,
+    /// `[rows * ranks + experts]` tiles of three numbers.
+    tiles: Option<Buffer<u32>>,
 }
 
 /// Matrices, one an expert, where kernels find them.
@@ -36,6 +41,8 @@ struct Pairs {
     choices: u64,
     count: usize,
     ranks: usize,
+    /// How they are grouped by expert, where they go through tensor cores.
+    grouped: Option<(Cut, Grouped)>,
 }
 
 impl Cuda {
@@ -61,12 +68,13 @@ impl Cuda {
         let count_max = checked_len(self.stage.rows(), ranks)?;
         let choices = self.room(|cuda| &mut cuda.mixture.choices, count_max)?;
         let outputs = self.room(|cuda| &mut cuda.mixture.outputs, checked_len(count_max, width)?)?;
-        let pairs = Pairs { choices, count, ranks };
 
         let arguments = self.launches.add(self.kernels.route, [rows, 1, 1], 32).param().address(router.address(rows));
         let arguments = arguments.param().int(experts.len()).param().int(ranks);
         arguments.param().int(usize::from(routing.normalise)).param().address(choices);
 
+        let grouped = self.on_tensor_cores(rows).then(|| self.group(choices, count, count_max, experts.len()));
+        let pairs = Pairs { choices, count, ranks, grouped: grouped.transpose()? };
         let hidden = self.expert_hidden(input, activation, experts, &pairs)?;
         let downs: Vec<&Matrix> = experts.iter().map(|expert| only(&expert.down)).collect();
         assert_eq!(downs[0].rows, width, "the experts' outputs");
@@ -80,6 +88,23 @@ impl Cuda {
         let arguments = arguments.param().address(outputs).param().int(ranks).param().int(width);
         arguments.param().address(x.address_mut(rows));
         Ok(())
+    }
+
+    /// Puts pairs with one expert together.
+    fn group(
+        &mut self,
+        choices: u64,
+        count: usize,
+        count_max: usize,
+        experts: usize,
+    ) -> Result<(Cut, Grouped), KernelError> {
+        let order = self.room(|cuda| &mut cuda.mixture.order, count_max)?;
+        let tiles = self.room(|cuda| &mut cuda.mixture.tiles, checked_len(3, count_max + experts)?)?;
+        let cut = Cut::of_pairs(count, experts);
+        let arguments = self.launches.add(self.kernels.group_experts, [1, 1, 1], THREADS).param().address(choices);
+        let arguments = arguments.param().int(count).param().int(experts).param().int(cut.rows());
+        arguments.param().int(cut.tiles).param().address(order).param().address(tiles);
+        Ok((cut, Grouped { experts: 0, tiles, order, ranks: 1 }))
     }
 
     /// The hidden values of all pairs, encoded for the experts' second matrices.
@@ -106,6 +131,13 @@ impl Cuda {
         match &experts[0].gated.halves {
             Halves::Joined(_) => {
                 let both: Vec<&Matrix> = experts.iter().map(|expert| half(&expert.gated.halves, 0)).collect();
+                let both_kernels = both[0].kernels.tiles;
+                if let (Some((cut, grouped)), Some(kernels)) = (pairs.grouped, both_kernels) {
+                    let grouped = Grouped { experts: self.experts(&both, input)?, ranks: pairs.ranks, ..grouped };
+                    let activation = activation_number(activation);
+                    self.gate_tiles(kernels, both[0], (cut, grouped), input, activation, &hidden);
+                    return Ok(hidden);
+                }
                 let grid = [width.div_ceil(32), pairs.count, 1];
                 let kernel = both[0].kernels.expert_gated;
                 self.launch_experts(kernel, grid, &both, input, pairs)?;
@@ -138,6 +170,11 @@ impl Cuda {
         stride: usize,
     ) -> Result<(), KernelError> {
         let first = matrices[0];
+        if let (Some((cut, grouped)), Some(kernels)) = (pairs.grouped, first.kernels.tiles) {
+            let grouped = Grouped { experts: self.experts(matrices, input)?, ranks: pairs.ranks, ..grouped };
+            self.multiply_tiles(kernels, first, (cut, grouped), input, false, to, stride);
+            return Ok(());
+        }
         let grid = [first.linear_blocks(), pairs.count, 1];
         self.launch_experts(first.kernels.expert_linear, grid, matrices, input, pairs)?;
         let arguments = self.launches.latest().param().address(to).param().int(stride);
@@ -155,14 +192,20 @@ impl Cuda {
         pairs: &Pairs,
     ) -> Result<(), KernelError> {
         let first = matrices[0];
-        let shape = |matrix: &Matrix| (matrix.rows, matrix.columns, matrix.weight_type);
-        assert!(matrices.iter().all(|matrix| shape(matrix) == shape(first)), "experts of one type and shape");
-        assert_eq!(input.width(), first.columns, "the input's width");
-        let table = self.table(matrices)?;
+        let table = self.experts(matrices, input)?;
         let arguments = self.launches.add(kernel, grid, THREADS).param().address(table);
         let arguments = input.input(first.form, arguments.param().address(pairs.choices));
         arguments.param().int(pairs.ranks);
         Ok(())
+    }
+
+    /// Where matrices that this input fits are listed.
+    fn experts(&mut self, matrices: &[&Matrix], input: &CudaEncoded) -> Result<u64, KernelError> {
+        let first = matrices[0];
+        let shape = |matrix: &Matrix| (matrix.rows, matrix.columns, matrix.weight_type);
+        assert!(matrices.iter().all(|matrix| shape(matrix) == shape(first)), "experts of one type and shape");
+        assert_eq!(input.width(), first.columns, "the input's width");
+        self.table(matrices)
     }
 
     /// Where the matrices are listed.

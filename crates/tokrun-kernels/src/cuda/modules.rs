@@ -1,5 +1,9 @@
 //! The kernels that the crate carries, and which image of them suits a device.
 
+use std::io::Read;
+
+use flate2::read::DeflateDecoder;
+
 /// The kernels of one file `kernels/NAME.cu`.
 pub(super) struct Module {
     pub(super) name: &'static str,
@@ -13,7 +17,7 @@ pub(super) struct Image {
     target: i32,
     /// Whether it runs on no other.
     exact: bool,
-    pub(super) bytes: &'static [u8],
+    deflated: &'static [u8],
     kernels: &'static [Signature],
 }
 
@@ -40,6 +44,13 @@ impl Module {
 }
 
 impl Image {
+    /// What the driver loads.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        DeflateDecoder::new(self.deflated).read_to_end(&mut bytes).expect("build.rs has made it whole");
+        bytes
+    }
+
     pub(super) fn signature(&self, kernel: &str) -> Option<&'static Signature> {
         self.kernels.iter().find(|signature| signature.name == kernel)
     }
@@ -54,7 +65,7 @@ mod tests {
         for module in MODULES {
             for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
                 let image = module.image(capability).unwrap_or_else(|| panic!("{} on {capability:?}", module.name));
-                assert!(!image.kernels.is_empty() && !image.bytes.is_empty(), "{}", module.name);
+                assert!(!image.kernels.is_empty() && !image.deflated.is_empty(), "{}", module.name);
             }
         }
     }
@@ -65,18 +76,20 @@ mod tests {
         let signature = image.signature("bandwidth_read").expect("it is in there");
         assert_eq!(signature.parameter_bytes, [8, 8, 8]);
         assert!(image.signature("bandwidth").is_none());
+        let text = image.bytes();
+        assert!(text.len() > image.deflated.len() && text.windows(14).any(|word| word == b"bandwidth_read"));
     }
 
     /// An image for exactly 9.0 comes before the one that 9.0 can run too, and is not for 10.0.
     #[test]
     fn the_most_special_image_that_runs_is_taken() {
         static IMAGES: [Image; 3] = [
-            Image { target: 90, exact: true, bytes: b"90a", kernels: &[] },
-            Image { target: 90, exact: false, bytes: b"90", kernels: &[] },
-            Image { target: 80, exact: false, bytes: b"80", kernels: &[] },
+            Image { target: 90, exact: true, deflated: b"90a", kernels: &[] },
+            Image { target: 90, exact: false, deflated: b"90", kernels: &[] },
+            Image { target: 80, exact: false, deflated: b"80", kernels: &[] },
         ];
         let module = Module { name: "some", images: &IMAGES };
-        let chosen = |capability| module.image(capability).map(|image| image.bytes);
+        let chosen = |capability| module.image(capability).map(|image| image.deflated);
         assert_eq!(chosen((7, 5)), None);
         assert_eq!(chosen((8, 6)), Some(&b"80"[..]));
         assert_eq!(chosen((9, 0)), Some(&b"90a"[..]));

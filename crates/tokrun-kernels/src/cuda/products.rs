@@ -5,6 +5,7 @@ use super::device::Kernel;
 use super::matrix::{Matrix, TILE_ROWS};
 use super::memory::Buffer;
 use super::rows::{CudaEncoded, CudaRows, Forms, checked_len};
+use super::tiles::{Cut, Grouped};
 use crate::{Activation, Consumer, KernelError, Norm, Store};
 
 /// What products keep between calls.
@@ -130,7 +131,12 @@ impl Cuda {
 
     /// Products of one matrix, to `to`, which has `stride` values a row.
     fn multiply(&mut self, input: &CudaEncoded, matrix: &Matrix, store: Store, to: u64, stride: usize) {
-        let (kernel, tiles) = for_rows(matrix.kernels.linear, input.rows());
+        let rows = input.rows();
+        if let Some(kernels) = matrix.kernels.tiles.filter(|_| self.on_tensor_cores(rows)) {
+            let cut = (Cut::of_rows(rows, &kernels), Grouped::default());
+            return self.multiply_tiles(kernels, matrix, cut, input, store == Store::Add, to, stride);
+        }
+        let (kernel, tiles) = for_rows(matrix.kernels.linear, rows);
         let arguments = self.launches.add(kernel, [matrix.linear_blocks() * tiles, 1, 1], THREADS);
         let arguments = input.input(matrix.form, matrix.argument(arguments)).param().address(to).param().int(stride);
         arguments.param().int(usize::from(store == Store::Add)).param().int(matrix.warps_a_row);
@@ -151,6 +157,11 @@ impl Cuda {
         out.begin(&self.device, rows, consumer.forms())?;
         match &weights.halves {
             Halves::Joined(both) => {
+                if let Some(kernels) = both.kernels.tiles.filter(|_| self.on_tensor_cores(rows)) {
+                    let cut = (Cut::of_rows(rows, &kernels), Grouped::default());
+                    self.gate_tiles(kernels, both, cut, input, activation_number(activation), out);
+                    return Ok(());
+                }
                 let (kernel, tiles) = for_rows(both.kernels.gated, rows);
                 let arguments = self.launches.add(kernel, [hidden.div_ceil(32) * tiles, 1, 1], THREADS);
                 let arguments = input.input(both.form, both.argument(arguments));

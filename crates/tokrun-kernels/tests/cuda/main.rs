@@ -17,3 +17,4 @@ mod mixture;
 #[path = "../it/rows.rs"]
 mod rows;
 mod support;
+mod tensor;

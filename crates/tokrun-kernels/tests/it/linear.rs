@@ -6,12 +6,11 @@ use proptest::prelude::*;
 use tokrun_kernels::{Activation, Backend, Consumer, Norm, Store, WeightType};
 
 use crate::support::{
-    Agreement, Estimate, Matrix, Random, cuts, one_span, processors, reference, same_bits, table, through, upload,
-    whole, within,
+    Agreement, Estimate, Matrix, Random, cuts, one_span, processors, reference, table, through, upload, whole, within,
 };
 
 /// One to three matrices with the same input, on some rows of activations.
-struct Case {
+pub(crate) struct Case {
     matrices: Vec<Matrix>,
     columns: usize,
     rows: usize,
@@ -22,7 +21,7 @@ struct Case {
 }
 
 impl Case {
-    fn random(seed: u64, types: &[WeightType], blocks: usize, rows: usize) -> Self {
+    pub(crate) fn random(seed: u64, types: &[WeightType], blocks: usize, rows: usize) -> Self {
         let random = &mut Random::new(seed);
         let columns = columns_of(types, blocks);
         let matrices: Vec<Matrix> = types
@@ -41,7 +40,7 @@ impl Case {
     }
 
     /// As it is, but for inputs that are not rounded: what is left are the roundings of f32, and those of f16 weights.
-    fn exact(self, seed: u64) -> Self {
+    pub(crate) fn exact(self, seed: u64) -> Self {
         let x = Random::new(seed).exact_rows(self.rows, self.columns);
         Self { x, norm: None, ..self }
     }
@@ -107,7 +106,7 @@ fn normalised(row: &[f32], norm: Option<&Norm>) -> Vec<Estimate> {
     row.iter().zip(norm.weight.iter()).map(value).map(|value| Estimate { value, error: 2e-6 * value.abs() }).collect()
 }
 
-fn check_linear(case: &Case, types: &[WeightType], seed: u64) {
+pub(crate) fn check_linear(case: &Case, types: &[WeightType], seed: u64) {
     let all = whole(case.rows);
     let expected = case.run(&mut reference(), &all);
     let estimates = case.estimates();
@@ -117,7 +116,7 @@ fn check_linear(case: &Case, types: &[WeightType], seed: u64) {
         let found = case.run(&mut processor.cpu, &all);
         within(&found, &expected, &estimates, who);
         let pieces = case.run(&mut processor.cpu, &cuts(&mut Random::new(seed), case.rows));
-        same_bits(&pieces, &found, &format!("{who}, in other steps"));
+        processor.in_other_steps(&pieces, &found, &expected, &estimates);
         agreement.check(&processor, types, found);
     }
 }
@@ -222,7 +221,7 @@ impl FeedForward {
     }
 }
 
-fn check_gated(types: [WeightType; 3], seed: u64, blocks: usize, rows: usize, activation: Activation) {
+pub(crate) fn check_gated(types: [WeightType; 3], seed: u64, blocks: usize, rows: usize, activation: Activation) {
     let random = &mut Random::new(seed);
     let (width, hidden) = (columns_of(&types[..2], blocks), columns_of(&types[2..], 1 + random.below(4)));
     let block = FeedForward::random(random, types, width, hidden, activation);
@@ -238,7 +237,7 @@ fn check_gated(types: [WeightType; 3], seed: u64, blocks: usize, rows: usize, ac
         let found = run_gated(&mut processor.cpu, &block, &x, &all);
         within(&found, &expected, &estimates, who);
         let pieces = run_gated(&mut processor.cpu, &block, &x, &cuts(random, rows));
-        same_bits(&pieces, &found, &format!("{who}, in other steps"));
+        processor.in_other_steps(&pieces, &found, &expected, &estimates);
         agreement.check(&processor, &types, found);
     }
 }

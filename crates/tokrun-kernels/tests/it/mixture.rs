@@ -7,7 +7,7 @@ use tokrun_kernels::{Activation, Backend, Consumer, Expert, Routing, WeightType}
 
 use crate::linear::FeedForward;
 use crate::support::{
-    Agreement, Estimate, Random, cuts, one_span, processors, reference, same_bits, table, upload, whole, within,
+    Agreement, Estimate, Random, cuts, one_span, processors, reference, table, upload, whole, within,
 };
 
 const WIDTH: usize = 256;
@@ -96,7 +96,7 @@ impl Case {
     }
 }
 
-fn check(types: [WeightType; 3], seed: u64, experts: usize, rows: usize) {
+pub(crate) fn check(types: [WeightType; 3], seed: u64, experts: usize, rows: usize) {
     let case = Case::random(seed, types, experts, rows);
     let all = whole(rows);
     let expected = case.run(&mut reference(), &all);
@@ -107,7 +107,7 @@ fn check(types: [WeightType; 3], seed: u64, experts: usize, rows: usize) {
         let found = case.run(&mut processor.cpu, &all);
         within(&found, &expected, &estimates, who);
         let pieces = case.run(&mut processor.cpu, &cuts(&mut Random::new(seed), rows));
-        same_bits(&pieces, &found, &format!("{who}, in other steps"));
+        processor.in_other_steps(&pieces, &found, &expected, &estimates);
         agreement.check(&processor, &types, found);
     }
 }

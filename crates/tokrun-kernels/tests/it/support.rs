@@ -14,6 +14,14 @@ pub(crate) struct Processor {
     level: Level,
 }
 
+impl Processor {
+    /// Fails unless the same rows, computed in other steps, have the same bits.
+    #[track_caller]
+    pub(crate) fn in_other_steps(&self, pieces: &[f32], found: &[f32], _reference: &[f32], _estimates: &[Estimate]) {
+        same_bits(pieces, found, &format!("{}, in other steps", self.who));
+    }
+}
+
 /// Every level on one thread, and the fastest on several.
 pub(crate) fn processors() -> Vec<Processor> {
     let levels = Level::available().into_iter().map(|level| (level, 1));
