@@ -261,6 +261,24 @@ pub(crate) enum WalletCommand {
     },
     /// Add an allowance to a wallet.
     Grant(GrantArgs),
+    /// Give credits of one wallet to another.
+    Transfer {
+        /// Whose they are: out of their own grants, as these would burn.
+        from: String,
+        /// Who gets them.
+        to: String,
+        /// How many credits.
+        amount: Credits,
+        /// When what is left of them expires, unless they expire earlier: a date, an instant, or a time from now.
+        #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
+        expires: Option<jiff::Timestamp>,
+        /// What it is for; kept outside the hashed books.
+        #[arg(long, value_name = "TEXT")]
+        memo: Option<String>,
+        /// Transferring twice under the same key transfers once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
     /// Take a grant back: what is left of it, or what a recurring one would still give.
     Void {
         /// Its id, as `wallet show --output json` tells it.

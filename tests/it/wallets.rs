@@ -52,6 +52,30 @@ fn a_monthly_grant_is_given_shown_and_ended() {
 }
 
 #[test]
+fn credits_go_from_one_wallet_to_another() {
+    let home = Home::new();
+    home.wallet("ada", 20);
+    home.wallet("bob", 0);
+    let lend = ["wallet", "transfer", "ada", "bob", "7.5", "--memo", "lunch", "--idempotency-key", "lunch-1"];
+    home.json(&lend);
+    let done = home.json(&lend);
+    assert_eq!((&done["from"]["balance"], &done["to"]["balance"]), (&12.5.into(), &7.5.into()));
+    assert_eq!(home.json(&["wallet", "statement", "bob"])["lines"][0]["other"], "ada");
+    assert!(text(&home.run(&["wallet", "statement", "ada"]).stdout).contains("bob: lunch"));
+    for (arguments, status) in [
+        (&["wallet", "transfer", "ada", "bob", "13"][..], 3),
+        (&["wallet", "transfer", "ada", "ada", "1"], 2),
+        (&["wallet", "transfer", "ada", "eve", "1"], 4),
+        (&["wallet", "transfer", "ada", "bob", "-1"], 2),
+        (&["wallet", "transfer", "ada", "bob", "0"], 2),
+    ] {
+        assert_eq!(home.run(arguments).status.code(), Some(status), "{arguments:?}");
+    }
+    assert_eq!(home.json(&["wallet", "show", "ada"])["balance"], 12.5);
+    home.verify();
+}
+
+#[test]
 fn wallets_are_listed_as_a_tree_and_moved() {
     let home = Home::new();
     team(&home);

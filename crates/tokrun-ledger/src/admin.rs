@@ -197,7 +197,8 @@ pub(crate) fn insert_given(tx: &Tx<'_>, wallet: i64, grant: &Grant, recurrence: 
     Ok(seq)
 }
 
-fn insert_memo(tx: &Tx<'_>, grant: i64, memo: &str) -> Result<()> {
+/// Keeps what a grant is for.
+pub(crate) fn insert_memo(tx: &Tx<'_>, grant: i64, memo: &str) -> Result<()> {
     let salt = *Uuid::new_v4().as_bytes();
     tx.conn.execute("INSERT INTO memo (allowance, salt, text) VALUES (?1, ?2, ?3)", (grant, salt, memo))?;
     Ok(())

@@ -15,8 +15,9 @@ use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, RecurringGrant,
-    RecurringView, Result, Settled, Settlement, Statement, UsageQuery, UsageRow, VerifyReport, WalletChange,
-    WalletView, admin, backup, health, query, recurrence, request, store, usage, verify, wallets,
+    RecurringView, Result, Settled, Settlement, Statement, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport,
+    WalletChange, WalletView, admin, backup, health, query, recurrence, request, store, transfer, usage, verify,
+    wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -217,6 +218,15 @@ impl Ledger {
     /// times that it has whether or not a process ran then. With an idempotency key, repeating it grants nothing more.
     pub fn grant_every(&self, request: RecurringGrant) -> Result<RecurringView> {
         self.administer(move |tx| recurrence::grant_every(tx, &request))
+    }
+
+    /// Moves an amount from one wallet to another. With an idempotency key, repeating it moves nothing more.
+    ///
+    /// # Errors
+    /// [`LedgerError::Exhausted`] if the first has not so much of its own, [`Frozen`](LedgerError::Frozen),
+    /// [`InvalidGrant`](LedgerError::InvalidGrant).
+    pub fn transfer(&self, request: Transfer) -> Result<Transferred> {
+        self.administer(move |tx| transfer::transfer(tx, &request))
     }
 
     /// Makes a grant void: what is left of it is gone, what requests have of it they may spend. Of a recurring grant's id:

@@ -94,6 +94,7 @@ mod recurrence;
 mod request;
 mod store;
 mod text;
+mod transfer;
 mod tree;
 mod types;
 mod usage;
@@ -109,6 +110,7 @@ pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use ledger::{Clock, Ledger};
 pub use recurrence::{RecurringGrant, RecurringView};
+pub use transfer::{Transfer, Transferred};
 pub use tree::{DrawTerms, NewWallet, WalletChange, WalletKind};
 pub use types::{
     Admission, Admitted, Debit, Debited, FinishReason, GrantKind, GrantRequest, GrantState, GrantView, PromptDebit,

@@ -62,6 +62,7 @@ impl Grant {
             kind: match kind {
                 "starter" => GrantKind::Starter,
                 "rollover" => GrantKind::Rollover,
+                "transfer" => GrantKind::Transfer,
                 _ => GrantKind::Grant,
             },
             amount: row.get("amount")?,
@@ -285,19 +286,13 @@ impl Purse {
     fn pass_grants(&mut self, now_us: i64, events: &mut Vec<Event>) {
         let before = events.len();
         for index in self.by_effect(now_us) {
-            let overdrawn = self.overdraft().map_or(0, |line| line.amount - line.remaining - line.in_flight);
             let grant = &mut self.grants[index];
             if !grant.active && grant.effective_us <= now_us {
                 (grant.active, grant.remaining, grant.dirty) = (true, grant.amount, true);
                 let at_us = grant.effective_us;
                 let (seq, kind) = (grant.seq, EventKind::Activate);
                 events.push(Event { grant: seq, to: None, kind, amount: grant.amount, at_us });
-                let amount = overdrawn.min(grant.amount);
-                if amount > 0 {
-                    grant.remaining -= amount;
-                    let to = self.repay(amount);
-                    events.push(Event { grant: seq, to, kind: EventKind::Repay, amount, at_us });
-                }
+                events.extend(self.repay(seq, at_us));
             }
             let grant = &mut self.grants[index];
             if let Some(expires_us) = grant.expires_us.filter(|&expires_us| expires_us <= now_us)
@@ -328,6 +323,20 @@ impl Purse {
             }
         }
         most - owed
+    }
+
+    /// Moves to the overdraft, out of a grant that was just received, what settled requests overdrew. `Some` if they did.
+    pub(crate) fn repay(&mut self, seq: i64, at_us: i64) -> Option<Event> {
+        let overdrawn = self.overdraft().map(|line| line.amount - line.remaining - line.in_flight)?;
+        let grant = self.grants.iter_mut().find(|grant| grant.seq == seq)?;
+        let amount = overdrawn.min(grant.remaining);
+        if amount <= 0 {
+            return None;
+        }
+        (grant.remaining, grant.dirty) = (grant.remaining - amount, true);
+        let line = self.grants.last_mut()?;
+        (line.remaining, line.dirty) = (line.remaining + amount, true);
+        Some(Event { grant: seq, to: Some(line.seq), kind: EventKind::Repay, amount, at_us })
     }
 
     /// Makes a grant void. `Some` if something was left of it.
@@ -376,13 +385,6 @@ impl Purse {
         let mut changed: Vec<usize> = (0..self.grants.len()).filter(|&index| changes(&self.grants[index])).collect();
         changed.sort_by_key(|&index| (self.grants[index].effective_us, self.grants[index].age()));
         changed
-    }
-
-    /// Returns the overdraft that is repaid.
-    fn repay(&mut self, amount: i64) -> Option<i64> {
-        let line = self.grants.last_mut()?;
-        (line.remaining, line.dirty) = (line.remaining + amount, true);
-        Some(line.seq)
     }
 }
 

@@ -183,10 +183,12 @@ fn state(grant: &Grant, now_us: i64) -> GrantState {
 
 /// The entries of a wallet as they were written.
 fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
-    let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, max(m.text) \
-         FROM posting p JOIN entry e ON e.id = p.entry \
-         LEFT JOIN memo m ON m.allowance = p.allowance AND e.memo_digest IS NOT NULL \
-         WHERE p.account = ?1 AND e.kind NOT IN ('repay', 'rollover') GROUP BY e.id ORDER BY e.id";
+    let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, \
+         iif(e.memo_digest IS NULL, NULL, (SELECT m.text FROM posting q JOIN memo m ON m.allowance = q.allowance \
+         WHERE q.entry = e.id AND q.amount > 0)), \
+         iif(e.kind = 'transfer', (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
+         LEFT JOIN wallet_name n ON n.wallet = q.account WHERE q.entry = e.id AND q.account <> ?1), NULL) \
+         FROM posting p JOIN entry e ON e.id = p.entry WHERE p.account = ?1 AND e.kind NOT IN ('repay', 'rollover') GROUP BY e.id ORDER BY e.id";
     let mut statement = conn.prepare_cached(sql)?;
     let lines = statement.query_map([wallet], |row| {
         let kind = match row.get_ref(1)?.as_str()? {
@@ -194,6 +196,7 @@ fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
             "grant" => StatementKind::Grant,
             "expire" => StatementKind::Expire,
             "void" => StatementKind::Void,
+            "transfer" => StatementKind::Transfer,
             _ => StatementKind::Settle,
         };
         Ok(StatementLine {
@@ -203,6 +206,7 @@ fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
             balance_after: Credits::ZERO,
             request_id: row.get(3)?,
             memo: row.get(4)?,
+            other: row.get(5)?,
         })
     })?;
     Ok(lines.collect::<rusqlite::Result<_>>()?)
@@ -236,6 +240,7 @@ fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<Statemen
             amount: Credits::from_micro(signed),
             balance_after: Credits::ZERO,
             request_id: None,
+            other: None,
             memo,
         });
     }

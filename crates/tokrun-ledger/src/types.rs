@@ -270,6 +270,8 @@ pub enum GrantKind {
     Starter,
     /// Given by somebody.
     Grant,
+    /// Received from another wallet.
+    Transfer,
     /// What was left of a recurring grant when its next period began.
     Rollover,
 }
@@ -346,6 +348,8 @@ pub enum StatementKind {
     Expire,
     /// A grant was taken back.
     Void,
+    /// Given to, or received from, another wallet.
+    Transfer,
 }
 
 impl StatementKind {
@@ -357,6 +361,7 @@ impl StatementKind {
             StatementKind::Settle => "settle",
             StatementKind::Expire => "expire",
             StatementKind::Void => "void",
+            StatementKind::Transfer => "transfer",
         }
     }
 }
@@ -374,6 +379,8 @@ pub struct StatementLine {
     pub balance_after: Credits,
     /// The request that was settled.
     pub request_id: Option<String>,
+    /// The other wallet of a transfer.
+    pub other: Option<String>,
     /// What the grant was given for.
     pub memo: Option<String>,
 }

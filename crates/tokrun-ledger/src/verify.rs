@@ -181,7 +181,7 @@ fn check_terms(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
         "SELECT e.id, e.subject_digest, e.memo_digest, m.salt, m.text, {TERMS} FROM entry e \
          JOIN posting p ON p.entry = e.id JOIN allowance g ON g.seq = p.allowance \
          JOIN account a ON a.seq = g.wallet LEFT JOIN memo m ON m.allowance = g.seq \
-         WHERE e.kind IN ('starter', 'grant', 'rollover') AND p.amount > 0 ORDER BY e.id"
+         WHERE e.kind IN ('starter', 'grant', 'rollover', 'transfer') AND p.amount > 0 ORDER BY e.id"
     );
     each(conn, &sql, |row| {
         let (entry, memo): (_, Option<Vec<u8>>) = (row.get(0)?, row.get(2)?);

@@ -240,7 +240,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn memo_digest(&self, grant: i64) -> Result<Option<chain::Hash>> {
+    /// What the chain keeps of a grant's memo.
+    pub(crate) fn memo_digest(&self, grant: i64) -> Result<Option<chain::Hash>> {
         let mut statement = self.conn.prepare_cached("SELECT salt, text FROM memo WHERE allowance = ?1")?;
         let memo = statement.query_row([grant], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?)));
         Ok(memo.optional()?.map(|(salt, text)| chain::salted(&salt, &text)))

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tokrun_ledger::{
     Credits, DrawTerms, GrantKind, GrantRequest, GrantState, GrantView, NewWallet, Period, RecurringGrant,
-    RecurringView, Statement, WalletChange, WalletKind, WalletView,
+    RecurringView, Statement, StatementLine, Transfer, Transferred, WalletChange, WalletKind, WalletView,
 };
 
 use super::answer;
@@ -29,6 +29,10 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
             let user = args.user.clone();
             let recurring = ledger.grant_every(recurring_grant(args))?;
             granted_every(&recurring, &ledger.wallet(&user)?, format);
+        }
+        WalletCommand::Transfer { from, to, amount, expires, memo, idempotency_key } => {
+            let done = ledger.transfer(Transfer { from, to, amount, expires, memo, idempotency_key })?;
+            transferred(&done, format);
         }
         WalletCommand::Void { grant } => show(&ledger.void(&grant)?, format),
         WalletCommand::Grant(args) => {
@@ -185,6 +189,7 @@ fn kind(kind: GrantKind) -> &'static str {
         GrantKind::Starter => "starter",
         GrantKind::Grant => "grant",
         GrantKind::Rollover => "rollover",
+        GrantKind::Transfer => "transfer",
     }
 }
 
@@ -208,6 +213,23 @@ fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
         output::credits(grant.amount),
         wallet.name,
         output::credits(wallet.balance)
+    );
+}
+
+fn transferred(done: &Transferred, format: Format) {
+    let amount = done.amount;
+    if format == Format::Json {
+        let (from, to) = (json_wallet(&done.from), json_wallet(&done.to));
+        out!("{}", json!({ "amount": output::credits_json(amount), "from": from, "to": to }));
+        return;
+    }
+    out!(
+        "{} went from {}, who has {} now, to {}, who has {}",
+        output::credits(amount),
+        done.from.name,
+        output::credits(done.from.balance),
+        done.to.name,
+        output::credits(done.to.balance)
     );
 }
 
@@ -238,11 +260,16 @@ fn statement(statement: &Statement, format: Format) {
             line.kind.as_str().to_owned(),
             output::credits(line.amount),
             output::credits(line.balance_after),
-            line.request_id.clone().or_else(|| line.memo.as_deref().map(output::plain)).unwrap_or_default(),
+            reason(line),
         ]
     });
     out!("{}", output::table(&["when", "what", "amount", "balance", "for"], &[2, 3], rows));
     out!("in flight {}, closing balance {}", output::credits(statement.in_flight), output::credits(statement.closing));
+}
+
+fn reason(line: &StatementLine) -> String {
+    let texts = [&line.request_id, &line.other, &line.memo];
+    texts.into_iter().flatten().map(|text| output::plain(text)).collect::<Vec<_>>().join(": ")
 }
 
 fn json_wallet(wallet: &WalletView) -> Value {
@@ -306,6 +333,7 @@ fn json_statement(statement: &Statement) -> Value {
             "amount": output::credits_json(line.amount),
             "balance_after": output::credits_json(line.balance_after),
             "request_id": line.request_id,
+            "other": line.other,
             "memo": line.memo,
         })
     });

@@ -8,4 +8,5 @@ mod migration;
 mod model;
 mod processes;
 mod recurring;
+mod transfers;
 mod tree;
