@@ -49,7 +49,7 @@ objects() { cat "$@" 2>/dev/null | grep '^{' | paste -sd, -; }
 report() {
     {
         printf '{"parts":['
-        awk -F'\t' '{ printf "%s{\"name\":\"%s\",\"seconds\":\"%s\",\"status\":\"%s\"}", NR > 1 ? "," : "", $1, $2, $3 }' "$out/parts/status"
+        awk -F'\t' '{ printf "%s{\"name\":\"%s\",\"seconds\":\"%s\",\"status\":\"%s\"}", (NR > 1 ? "," : ""), $1, $2, $3 }' "$out/parts/status"
         printf '],\n"doctor":%s,\n' "$(grep '^\[' "$out/parts/doctor.out" 2>/dev/null || echo null)"
         printf '"agreement":[%s],\n' "$(objects "$out"/parts/agreement*.out)"
         printf '"kernels":[%s],\n' "$(objects "$out/parts/kernel-speed.out")"

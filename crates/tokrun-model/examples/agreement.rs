@@ -56,7 +56,7 @@ fn agree(name: &str) -> Result<bool, ModelError> {
     }
     let agrees = wrong == 0 && difference < 0.1 * spread;
     println!(
-        r#"{{"model":"{name}","agrees":{agrees},"steps":{STEPS},"equal_choices":{equal},"decided_choices":{decided},"difference_of_spread":{:.5}}}"#,
+        r#"{{"model":"{name}","agrees":{agrees},"steps":{STEPS},"equal_choices":{equal},"decided_choices":{decided},"difference_of_spread":{:.2e}}}"#,
         difference / spread
     );
     Ok(agrees)

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -62,28 +62,37 @@ fn try_out(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The programs of the bundle, built; each with its name there.
+/// The programs of the bundle, built; each with its name there. One call builds all, with the features that tests have.
 fn programs(profile: &str) -> Result<Vec<(&'static str, PathBuf)>> {
-    let built = |arguments: &[&str], name: &str| -> Result<PathBuf> {
-        let mut cargo = Command::new("cargo");
-        cargo.args(arguments).args(["--profile", profile, "--message-format", "json-render-diagnostics"]);
-        let output = cargo.current_dir(root()).stderr(std::process::Stdio::inherit()).output()?;
-        if !output.status.success() {
-            bail!("cargo {} failed: {}", arguments.join(" "), output.status);
-        }
-        let messages = String::from_utf8(output.stdout)?;
-        let target = format!(r#""name":"{name}""#);
-        let of_target = messages.lines().filter(|line| line.contains(&target));
-        let program = of_target.filter_map(|line| line.split_once(r#""executable":""#)).next_back();
-        let program = program.and_then(|(_, rest)| rest.split_once('"'));
-        Ok(PathBuf::from(program.with_context(|| format!("cargo built no {name}"))?.0))
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "test",
+        "--workspace",
+        "--no-run",
+        "--profile",
+        profile,
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    cargo.args(["--test", "it", "--test", "cuda", "--example", "cards", "--example", "agreement"]);
+    let output = cargo.current_dir(root()).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("the programs cannot be built: {}", output.status);
+    }
+    let messages = String::from_utf8(output.stdout)?;
+    let built = |kind: &str, name: &str| -> Result<PathBuf> {
+        let target = format!(r#""kind":["{kind}"],"crate_types":["bin"],"name":"{name}""#);
+        let program = messages.lines().filter(|line| line.contains(&target)).find_map(|line| {
+            let (_, rest) = line.split_once(r#""executable":""#)?;
+            Some(rest.split_once('"')?.0)
+        });
+        program.map(PathBuf::from).with_context(|| format!("cargo built no {name}"))
     };
-    // The tests of kernels, as those of other profiles, panic where they find something wrong.
     Ok(vec![
-        ("tokrun", built(&["build", "--workspace", "--bin", "tokrun"], "tokrun")?),
-        ("kernels", built(&["test", "--workspace", "--no-run", "--test", "cuda"], "cuda")?),
-        ("cards", built(&["build", "--workspace", "--example", "cards"], "cards")?),
-        ("agreement", built(&["build", "--workspace", "--example", "agreement"], "agreement")?),
+        ("tokrun", built("bin", "tokrun")?),
+        ("kernels", built("test", "cuda")?),
+        ("cards", built("example", "cards")?),
+        ("agreement", built("example", "agreement")?),
     ])
 }
 
