@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tokrun_model::TokenId;
+use tokrun_model::sampling::BadLogit;
 
 /// A tokenizer, template or engine that cannot be made or used. Each message names the remedy where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,12 @@ pub enum EngineError {
     /// The engine's thread could not be started.
     #[error("cannot start the engine's thread")]
     Spawn(#[source] std::io::Error),
+}
+
+impl From<BadLogit> for EngineError {
+    fn from(BadLogit { token, value }: BadLogit) -> Self {
+        Self::BadLogits { token, value }
+    }
 }
 
 /// A parameter outside its range.

@@ -19,24 +19,20 @@ use std::collections::{BTreeMap, VecDeque};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tokrun_model::TokenId;
+use tokrun_model::sampling::Draw;
 
 use crate::error::EngineError;
 
 mod constraint;
-mod distribution;
 mod logprob;
 mod params;
 #[cfg(test)]
 mod tests;
 
 pub use constraint::Constraint;
-use distribution::{Distribution, position, total_weight};
 pub use logprob::TokenLogprob;
 pub(crate) use logprob::token_logprob;
 pub use params::SamplingParams;
-
-/// Logits looked at together.
-const BLOCK: usize = 512;
 
 /// Chooses the tokens of one request.
 #[derive(Debug)]
@@ -117,21 +113,13 @@ impl Sampler {
 
     /// Steps 5 to 7.
     fn choose(&self, logits: &[f32]) -> Result<TokenId, EngineError> {
-        let best = argmax(logits)?;
-        if self.params.temperature == 0.0 {
-            return Ok(best);
-        }
-        let distribution = Distribution::new(logits, logits[best as usize], self.params.temperature);
-        let number = uniform(self.params.seed, self.step);
-        let drawn = if self.params.cuts() {
-            let kept = distribution.select(&self.params);
-            let left = number * total_weight(&kept);
-            position(left, kept.iter().map(|candidate| candidate.weight)).map(|index| kept[index].token)
-        } else {
-            distribution.draw(number)
-        };
-        // Rounding may leave a crumb at the end of the line; the most probable token is a fair owner of it.
-        Ok(drawn.unwrap_or(best))
+        Ok(self.draw(logits.len(), self.step).choose(logits)?)
+    }
+
+    /// How token `step` is chosen among the first `vocab_size`.
+    fn draw(&self, vocab_size: usize, step: u64) -> Draw {
+        let SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = self.params;
+        Draw { vocab_size, temperature, top_k, top_p, min_p, number: uniform(seed, step) }
     }
 
     fn remember(&mut self, token: TokenId) {
@@ -171,46 +159,12 @@ impl Occurrences {
     }
 }
 
-/// The token of the largest logit, of equal ones the lowest.
-fn argmax(logits: &[f32]) -> Result<TokenId, EngineError> {
-    let (mut largest, mut first) = (f32::NEG_INFINITY, 0);
-    let mut sane = true;
-    for (block, index) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
-        let maximum = maximum(block);
-        if maximum > largest {
-            (largest, first) = (maximum, index);
-        }
-        // False for infinity and for what is no number.
-        sane &= block.iter().fold(true, |sane, logit| sane & (*logit < f32::INFINITY));
-    }
-    let bad = logits.iter().position(|logit| !sane && (logit.is_nan() || *logit == f32::INFINITY));
-    if let Some(token) = bad.or((largest == f32::NEG_INFINITY).then_some(0)) {
-        let value = logits.get(token).copied().unwrap_or(largest);
-        return Err(EngineError::BadLogits { token: token as TokenId, value });
-    }
-    let within = logits[first..].iter().position(|logit| *logit == largest).unwrap_or(0);
-    Ok((first + within) as TokenId)
-}
-
-/// The largest of a block, in lanes that the compiler can keep side by side; what is no number is passed over.
-fn maximum(block: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (sixteens, rest) = block.as_chunks::<16>();
-    for sixteen in sixteens {
-        for (lane, logit) in lanes.iter_mut().zip(sixteen) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, logit| largest.max(*logit))
-}
-
-/// A number in [0, 1) for token `step` of a request with this seed.
-fn uniform(seed: u64, step: u64) -> f64 {
+/// The number that token `step` of a request with this seed is drawn with.
+fn uniform(seed: u64, step: u64) -> u64 {
     // The key is laid out here, not with `seed_from_u64`, so that no release of the library can change a text.
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut generator = ChaCha8Rng::from_seed(key);
     generator.set_stream(step);
-    // 53 bits: every value is exact, and 1 is never reached.
-    (generator.next_u64() >> 11) as f64 * (0.5_f64).powi(53)
+    generator.next_u64()
 }

@@ -11,6 +11,7 @@ mod dequantise;
 pub mod energy;
 mod error;
 pub mod reference;
+pub mod sampling;
 mod weight_type;
 
 pub use backend::{

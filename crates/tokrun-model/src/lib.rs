@@ -18,4 +18,4 @@ pub mod store;
 pub use error::ModelError;
 pub use executor::{BlockId, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted};
 pub use file::{Assets, BackendChoice, LoadOptions, MemoryPlan, ModelFile, ModelInfo, Processor, TokenizerSource};
-pub use tokrun_kernels::{KvType, OpTime, WeightType};
+pub use tokrun_kernels::{KvType, OpTime, WeightType, sampling};

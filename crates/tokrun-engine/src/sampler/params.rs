@@ -79,11 +79,6 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Whether fewer than all tokens may be drawn.
-    pub(super) fn cuts(&self) -> bool {
-        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
-    }
-
     /// Whether anything changes the logits before the temperature does.
     pub(super) fn changes_logits(&self) -> bool {
         !self.logit_bias.is_empty() || self.penalises_repeats() || self.penalises_output()

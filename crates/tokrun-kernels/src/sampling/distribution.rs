@@ -3,19 +3,18 @@
 //! Every cut keeps the head of the distribution: all tokens whose logit is within some distance of the largest. So a
 //! small head is tried first, and widened until it surely holds what the cut keeps; only the head is looked at closely.
 
-use std::cmp::Ordering;
-
-use tokrun_model::TokenId;
-
-use super::{BLOCK, SamplingParams};
+use super::{BLOCK, fraction, most_probable_first, position};
 
 /// How far below the largest logit each head reaches, in units of the temperature: within e^-4 = 1.8 % of the most
 /// probable token's probability, and so on to everything that is possible at all.
 const REACHES: [f32; 4] = [4.0, 8.0, 16.0, f32::INFINITY];
 
+/// What a weight of 1 is in units. So many of them that 2^18 tokens, more than any vocabulary, stay below 2^63.
+const UNITS: f64 = (1_u64 << 44) as f64;
+
 /// A row of logits at a temperature. A token's weight is its probability relative to the most probable token.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Distribution<'a> {
+pub struct Distribution<'a> {
     logits: &'a [f32],
     largest: f32,
     /// One over the temperature.
@@ -24,66 +23,28 @@ pub(super) struct Distribution<'a> {
 
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) token: TokenId,
-    pub(super) logit: f32,
-    /// 1 for the most probable token.
+pub struct Candidate {
+    /// Which.
+    pub token: u32,
+    /// Its logit.
+    pub logit: f32,
+    /// Its probability relative to the most probable token's.
     pub(super) weight: f32,
 }
 
 impl<'a> Distribution<'a> {
-    /// The distribution of `logits`, `[vocab_size]`, whose largest is `largest`, at a temperature above 0.
-    pub(super) fn new(logits: &'a [f32], largest: f32, temperature: f32) -> Self {
-        Self { logits, largest, scale: temperature.recip().min(f32::MAX) }
+    /// The distribution of `logits`, `[vocab_size]`, none above `largest`, at a temperature above 0.
+    pub fn new(logits: &'a [f32], largest: f32, temperature: f32) -> Self {
+        Self { logits, largest, scale: scale(temperature) }
     }
 
     /// The sum of all weights.
-    pub(super) fn mass(&self) -> f64 {
-        self.logits.chunks(BLOCK).map(|block| self.block_mass(block)).sum()
-    }
-
-    /// The token at `number`, in [0, 1), when all tokens stand in a line by id, each as wide as its probability.
-    pub(super) fn draw(&self, number: f64) -> Option<TokenId> {
-        let masses: Vec<f64> = self.logits.chunks(BLOCK).map(|block| self.block_mass(block)).collect();
-        let mut left = number * masses.iter().sum::<f64>();
-        let mut first = 0;
-        for (block, mass) in self.logits.chunks(BLOCK).zip(masses) {
-            if left < mass {
-                let weights = block.iter().map(|logit| self.weight(*logit));
-                return position(left, weights).map(|index| (first + index) as TokenId);
-            }
-            left -= mass;
-            first += BLOCK;
-        }
-        None
-    }
-
-    /// The tokens that top-k, top-p and min-p leave, by id. Never empty.
-    pub(super) fn select(&self, params: &SamplingParams) -> Vec<Candidate> {
-        let top_p = f64::from(params.top_p);
-        let mut kept = if params.top_k > 0 && params.top_k < self.logits.len() {
-            let mut top = self.top(params.top_k);
-            if top_p < 1.0 {
-                let mass = top_p * total_weight(&top);
-                keep_mass(&mut top, mass);
-            }
-            top
-        } else if top_p < 1.0 {
-            let mass = top_p * self.mass();
-            let mut head = self.smallest_head(|head| total_weight(head) >= mass);
-            keep_mass(&mut head, mass);
-            head
-        } else {
-            // A little further than min-p reaches, so that rounding loses nothing; the exact cut follows.
-            self.head(-params.min_p.ln() * 1.001 + 0.001)
-        };
-        kept.retain(|candidate| candidate.weight >= params.min_p);
-        kept.sort_unstable_by_key(|candidate| candidate.token);
-        kept
+    pub fn mass(&self) -> f64 {
+        self.units() as f64 / UNITS
     }
 
     /// The `count` most probable tokens, or all that are possible, in no order.
-    pub(super) fn top(&self, count: usize) -> Vec<Candidate> {
+    pub fn top(&self, count: usize) -> Vec<Candidate> {
         if count == 0 {
             return Vec::new();
         }
@@ -93,6 +54,41 @@ impl<'a> Distribution<'a> {
             head.truncate(count);
         }
         head
+    }
+
+    /// The fewest most probable tokens that together weigh at least so much, in no order.
+    pub(super) fn most_probable(&self, enough: u64) -> Vec<Candidate> {
+        let mut head = self.smallest_head(|head| total_units(head) >= enough);
+        keep_units(&mut head, enough);
+        head
+    }
+
+    /// All possible tokens whose logit is within `reach` temperatures of the largest, by id.
+    pub(super) fn head(&self, reach: f32) -> Vec<Candidate> {
+        let least = (self.largest - reach / self.scale).max(f32::MIN);
+        let within = self.logits.iter().enumerate().filter(|(_, logit)| **logit >= least);
+        let candidate = |(token, logit): (usize, &f32)| Candidate {
+            token: token as u32,
+            logit: *logit,
+            weight: self.weight(*logit),
+        };
+        within.map(candidate).collect()
+    }
+
+    /// The token at `number` / 2^64, when all tokens stand in a line by id, each as wide as its weight.
+    pub(super) fn at(&self, number: u64) -> u32 {
+        let blocks: Vec<u64> = self.logits.chunks(BLOCK).map(|block| self.block_units(block)).collect();
+        let left = fraction(number, blocks.iter().sum());
+        let block = position(left, blocks.iter().copied());
+        let before: u64 = blocks[..block].iter().sum();
+        let first = block * BLOCK;
+        let weights = self.logits[first..].iter().map(|logit| units(self.weight(*logit)));
+        (first + position(left - before, weights)) as u32
+    }
+
+    /// The sum of all weights.
+    pub(super) fn units(&self) -> u64 {
+        self.logits.chunks(BLOCK).map(|block| self.block_units(block)).sum()
     }
 
     /// The smallest of the heads that is `enough`, or all possible tokens.
@@ -107,64 +103,51 @@ impl<'a> Distribution<'a> {
         head
     }
 
-    /// All possible tokens whose logit is within `reach` temperatures of the largest, by id.
-    fn head(&self, reach: f32) -> Vec<Candidate> {
-        let least = (self.largest - reach / self.scale).max(f32::MIN);
-        let within = self.logits.iter().enumerate().filter(|(_, logit)| **logit >= least);
-        let candidate = |(token, logit): (usize, &f32)| Candidate {
-            token: token as TokenId,
-            logit: *logit,
-            weight: self.weight(*logit),
-        };
-        within.map(candidate).collect()
-    }
-
     fn weight(&self, logit: f32) -> f32 {
         exp((logit - self.largest) * self.scale)
     }
 
     /// The sum of the weights of a block, in eight lanes that the compiler can keep side by side.
-    fn block_mass(&self, block: &[f32]) -> f64 {
-        let mut lanes = [0.0; 8];
+    fn block_units(&self, block: &[f32]) -> u64 {
+        let mut lanes = [0_u64; 8];
         let (eights, rest) = block.as_chunks::<8>();
         for eight in eights {
             for (lane, logit) in lanes.iter_mut().zip(eight) {
-                *lane += f64::from(self.weight(*logit));
+                *lane += units(self.weight(*logit));
             }
         }
-        lanes.iter().sum::<f64>() + rest.iter().map(|logit| f64::from(self.weight(*logit))).sum::<f64>()
+        lanes.iter().sum::<u64>() + rest.iter().map(|logit| units(self.weight(*logit))).sum::<u64>()
     }
 }
 
-/// Which of `weights` in a line is at `left` from its beginning.
-pub(super) fn position(mut left: f64, mut weights: impl Iterator<Item = f32>) -> Option<usize> {
-    weights.position(|weight| {
-        left -= f64::from(weight);
-        left < 0.0
-    })
+/// The factor on logits: one over the temperature, which is above 0.
+pub(crate) fn scale(temperature: f32) -> f32 {
+    temperature.recip().min(f32::MAX)
+}
+
+/// A weight, from 0 to 1, in units of 2^-44, rounded to the nearest, of two to the even one.
+pub(super) fn units(weight: f32) -> u64 {
+    // What is between 256 and 512 has a fraction of just those units.
+    const ROUNDER: f64 = 256.0;
+    (f64::from(weight) + ROUNDER).to_bits() - ROUNDER.to_bits()
 }
 
 /// The sum of the candidates' weights.
-pub(super) fn total_weight(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+pub(super) fn total_units(candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(|candidate| units(candidate.weight)).sum()
 }
 
-/// By falling logit, of equal ones by rising id: a total order, so that every cut is unique.
-pub(super) fn most_probable_first(left: &Candidate, right: &Candidate) -> Ordering {
-    right.logit.total_cmp(&left.logit).then(left.token.cmp(&right.token))
-}
-
-/// Keeps the fewest most probable candidates that together weigh at least `mass`, by halving what is in doubt.
-fn keep_mass(candidates: &mut Vec<Candidate>, mass: f64) {
+/// Keeps the fewest most probable candidates that together weigh at least so much, by halving what is in doubt.
+pub(super) fn keep_units(candidates: &mut Vec<Candidate>, enough: u64) {
     let (mut sure, mut in_doubt) = (0, candidates.len());
-    let mut sure_mass = 0.0;
+    let mut sure_units = 0;
     while sure < in_doubt {
         let middle = sure + (in_doubt - sure) / 2;
         candidates[sure..in_doubt].select_nth_unstable_by(middle - sure, most_probable_first);
-        let upper_mass = total_weight(&candidates[sure..=middle]);
-        if sure_mass + upper_mass < mass {
+        let upper_units = total_units(&candidates[sure..=middle]);
+        if sure_units + upper_units < enough {
             sure = middle + 1;
-            sure_mass += upper_mass;
+            sure_units += upper_units;
         } else {
             in_doubt = middle;
         }
@@ -211,5 +194,12 @@ mod tests {
             }
         }
         assert_eq!((exp(0.0), exp(f32::NEG_INFINITY)), (1.0, 0.0));
+    }
+
+    #[test]
+    fn units_are_rounded_weights() {
+        assert_eq!((units(0.0), units(0.5), units(1.0)), (0, 1 << 43, 1 << 44));
+        let of = |count: f32| count / UNITS as f32;
+        assert_eq!([0.5, 0.51, 1.0, 1.5, 2.5].map(|count| units(of(count))), [0, 1, 1, 2, 2]);
     }
 }
