@@ -12,6 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::sampling::{BadLogit, Draw};
 use crate::{KernelError, WeightType};
 
 /// Tokens a KV block holds.
@@ -300,6 +301,18 @@ pub trait Backend: Send + Sized {
 
     /// `cap * tanh(x / cap)` on each value (Gemma 2's logits).
     fn softcap(&mut self, x: &mut Self::Rows, cap: f32);
+
+    /// Gives rows of the step, directly after [`begin`](Self::begin), tokens that nobody may have seen yet: for each
+    /// `(row, index)` that of this index among those that the latest [`sample`](Self::sample) drew. Where there was no
+    /// choice to make, it is some token.
+    fn feed(&mut self, drawn: &[(usize, usize)]);
+
+    /// Draws tokens where the logits are, one with each of `draws` from the rows from `first` on of those that were
+    /// [selected](Self::select), the last operation of a step. It does not wait for them.
+    fn sample(&mut self, logits: &Self::Rows, first: usize, draws: &[Draw]);
+
+    /// What the earliest `sample` drew that was not asked for yet, waiting until it is there; two at most may be left.
+    fn sampled(&mut self) -> Vec<Result<u32, BadLogit>>;
 
     /// The values, in this process's memory: `[rows, width]`, waiting until they are there.
     fn read<'a>(&mut self, x: &'a Self::Rows) -> &'a [f32];

@@ -16,6 +16,7 @@ mod modules;
 mod order;
 mod products;
 mod rows;
+mod sample;
 mod stage;
 #[allow(dead_code, reason = "part of it is for tests")]
 mod stream;

@@ -10,6 +10,7 @@ use crate::backend::{
     Activation, Attention, Backend, Consumer, Expert, KvShape, MatrixSource, Norm, Rope, RopeId, Routing, Span, Step,
     Store,
 };
+use crate::sampling::{BadLogit, Draw, Drawn};
 use crate::{KernelError, dequantise};
 
 pub use attention::ReferenceKv;
@@ -23,6 +24,7 @@ pub struct Reference {
     spans: Vec<Span>,
     /// Rows that operations work on: those of the step, or those that were selected since.
     rows: usize,
+    drawn: Drawn,
 }
 
 /// Matrices with the same input, one below the other.
@@ -198,6 +200,19 @@ impl Backend for Reference {
         for value in x.first_mut(self.rows) {
             *value = soften(f64::from(*value), cap) as f32;
         }
+    }
+
+    fn feed(&mut self, drawn: &[(usize, usize)]) {
+        self.drawn.feed(drawn, &mut self.tokens);
+    }
+
+    fn sample(&mut self, logits: &ReferenceRows, first: usize, draws: &[Draw]) {
+        let width = logits.width();
+        self.drawn.sample(&logits.first(self.rows)[first * width..], width, draws);
+    }
+
+    fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
+        self.drawn.take()
     }
 
     fn read<'a>(&mut self, x: &'a ReferenceRows) -> &'a [f32] {

@@ -8,11 +8,14 @@
 use std::cmp::Ordering;
 
 mod distribution;
+mod drawn;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use distribution::scale;
 pub use distribution::{Candidate, Distribution};
 use distribution::{total_units, units};
+pub(crate) use drawn::Drawn;
 
 /// Logits looked at together.
 const BLOCK: usize = 512;

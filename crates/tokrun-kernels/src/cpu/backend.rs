@@ -16,6 +16,7 @@ use super::rope::RopeTable;
 use super::rows::CpuRows;
 use super::simd::Level;
 use super::{bandwidth, threads_available};
+use crate::sampling::{BadLogit, Draw, Drawn};
 use crate::{
     Activation, Attention, Backend, Consumer, Expert, KernelError, KvShape, MatrixSource, Norm, OpTime, Rope, RopeId,
     Routing, Span, Step, Store,
@@ -54,6 +55,7 @@ pub struct Cpu {
     packed: bool,
     ropes: Vec<RopeTable>,
     tokens: Vec<u32>,
+    drawn: Drawn,
     spans: Vec<Span>,
     /// Of each row.
     positions: Vec<usize>,
@@ -94,6 +96,7 @@ impl Cpu {
             packed: false,
             ropes: Vec::new(),
             tokens: Vec::new(),
+            drawn: Drawn::default(),
             spans: Vec::new(),
             positions: Vec::new(),
             rows: 0,
@@ -269,6 +272,19 @@ impl Backend for Cpu {
 
     fn softcap(&mut self, x: &mut CpuRows, cap: f32) {
         self.timed("softcap", |cpu| norm::softcap(&mut cpu.pool, cpu.level, cpu.rows, x, cap));
+    }
+
+    fn feed(&mut self, drawn: &[(usize, usize)]) {
+        self.drawn.feed(drawn, &mut self.tokens);
+    }
+
+    fn sample(&mut self, logits: &CpuRows, first: usize, draws: &[Draw]) {
+        let width = logits.width();
+        self.drawn.sample(&logits.first(self.rows)[first * width..], width, draws);
+    }
+
+    fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
+        self.drawn.take()
     }
 
     fn read<'a>(&mut self, x: &'a CpuRows) -> &'a [f32] {

@@ -16,7 +16,9 @@ use super::memory::{Buffer, Plain};
 use super::mixture;
 use super::products;
 use super::rows::{CudaEncoded, CudaRows, bucket};
+use super::sample::Drawn;
 use super::stage::Stage;
+use crate::sampling::{BadLogit, Draw};
 use crate::{
     Activation, Attention, Backend, Consumer, Expert, KernelError, KvShape, MatrixSource, Norm, Rope, RopeId, Routing,
     Step, Store,
@@ -55,6 +57,7 @@ pub struct Cuda {
     pub(super) products: products::Workspace,
     pub(super) mixture: mixture::Workspace,
     pub(super) options: CudaOptions,
+    pub(super) drawn: Drawn,
     failure: Option<KernelError>,
 }
 
@@ -74,10 +77,12 @@ pub(super) struct Kernels {
     pub(super) combine: Kernel,
     pub(super) encode: Kernel,
     pub(super) group_experts: Kernel,
+    pub(super) feed: Kernel,
     pub(super) mix_experts: Kernel,
     pub(super) norm: Kernel,
     pub(super) rope_angles: Kernel,
     pub(super) route: Kernel,
+    pub(super) sample: Kernel,
     pub(super) select: Kernel,
     pub(super) softcap: Kernel,
 }
@@ -131,10 +136,12 @@ impl Cuda {
             combine: kernel("attention_combine", "attention_combine")?,
             encode: kernel("encode", "encode_rows")?,
             group_experts: kernel("group_experts", "group_experts")?,
+            feed: kernel("sample", "feed_drawn")?,
             mix_experts: kernel("mix_experts", "mix_experts")?,
             norm: kernel("norm", "norm_columns")?,
             rope_angles: kernel("rope_angles", "rope_angles")?,
             route: kernel("route", "route")?,
+            sample: kernel("sample", "sample")?,
             select: kernel("select_rows", "select_rows")?,
             softcap: kernel("softcap", "softcap")?,
         };
@@ -152,11 +159,12 @@ impl Cuda {
             rows_max: 0,
             asked: 0,
             segments: attention::SEGMENTS,
-            key: Key { rows: 0, chosen: 0 },
+            key: Key::default(),
             attention: attention::Workspace::default(),
             products: products::Workspace::default(),
             mixture: mixture::Workspace::default(),
             options,
+            drawn: Drawn::default(),
             failure: None,
         })
     }
@@ -202,6 +210,11 @@ impl Cuda {
             }
             Ok(())
         });
+    }
+
+    /// Whether the step is written down as a whole.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording
     }
 
     /// Carries out what is written down.
@@ -297,7 +310,7 @@ impl Backend for Cuda {
         self.recording = step.spans.iter().all(|span| span.rows.len() == 1);
         self.asked = step.tokens.len();
         self.rows = if self.recording { bucket(self.asked) } else { self.asked };
-        self.key = Key { rows: self.rows, chosen: 0 };
+        self.key = Key { rows: self.rows, ..Key::default() };
         let longest = step.spans.iter().map(|span| span.start + span.rows.len()).max().unwrap_or(0);
         self.segments = if self.recording { attention::SEGMENTS } else { attention::segments(longest) };
         for rope in &mut self.ropes {
@@ -414,6 +427,26 @@ impl Backend for Cuda {
             arguments.param().int(width).param().float(cap);
             Ok(())
         });
+    }
+
+    fn feed(&mut self, drawn: &[(usize, usize)]) {
+        if drawn.is_empty() {
+            return;
+        }
+        self.key.feeds = true;
+        self.operate(|cuda| cuda.launch_feed(drawn));
+    }
+
+    fn sample(&mut self, logits: &CudaRows, first: usize, draws: &[Draw]) {
+        assert!(first + draws.len() <= self.asked, "{} draws from row {first} of {}", draws.len(), self.asked);
+        (self.key.drawn_from, self.key.drawn) = (first, bucket(draws.len()));
+        self.operate(|cuda| cuda.launch_sample(logits, first, draws));
+        self.finish();
+        self.send_drawn(draws.len());
+    }
+
+    fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
+        self.take_drawn()
     }
 
     fn read<'a>(&mut self, x: &'a CudaRows) -> &'a [f32] {

@@ -14,11 +14,19 @@ use crate::KernelError;
 /// Batch sizes to remember; beyond it, all are forgotten.
 const GRAPHS_MAX: usize = 256;
 
-/// Which steps should have the same launches: rows, and rows whose output is wanted, both filled up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which steps should have the same launches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
+    /// Rows, filled up.
     pub(super) rows: usize,
+    /// Rows whose output is wanted, filled up.
     pub(super) chosen: usize,
+    /// Some of the rows' tokens come from the step before.
+    pub(super) feeds: bool,
+    /// The first row of output that a token is drawn from.
+    pub(super) drawn_from: usize,
+    /// Rows that one is drawn from, filled up.
+    pub(super) drawn: usize,
 }
 
 /// The steps that came before.

@@ -14,6 +14,7 @@ use half::{bf16, f16};
 
 use super::device::Device;
 use super::error::{Asked, CudaError};
+use super::stream::Event;
 
 /// Numbers for which any bits are a value, alike on the host and on the device.
 ///
@@ -130,7 +131,61 @@ impl<T: Plain> Drop for Pinned<T> {
     }
 }
 
+/// Memory of the host that the device copies to, which nobody reads until the copy is done.
+#[derive(Debug)]
+pub(crate) struct Arriving<T: Plain> {
+    values: Pinned<T>,
+    arrived: Event,
+}
+
+impl<T: Plain> Arriving<T> {
+    /// How many values there is room for.
+    pub(crate) fn len(&self) -> usize {
+        self.values.len
+    }
+
+    /// The values, once they are there.
+    ///
+    /// # Errors
+    /// When an earlier kernel failed.
+    pub(crate) fn wait(&mut self) -> Result<&[T], CudaError> {
+        self.arrived.wait()?;
+        Ok(&self.values)
+    }
+}
+
 impl Device {
+    /// Room in the host's memory for `len` values that will arrive.
+    ///
+    /// # Errors
+    /// When the host's memory cannot be had.
+    pub(crate) fn arriving<T: Plain>(&self, len: usize) -> Result<Arriving<T>, CudaError> {
+        Ok(Arriving { values: self.pinned(len)?, arrived: self.event()? })
+    }
+
+    /// Copies values to the host's memory, in the order of the stream, without waiting.
+    ///
+    /// # Errors
+    /// When an earlier kernel failed.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, or longer than `to`.
+    pub(crate) fn send<T: Plain>(
+        &self,
+        buffer: &Buffer<T>,
+        range: Range<usize>,
+        to: &mut Arriving<T>,
+    ) -> Result<(), CudaError> {
+        let place = buffer.place(&range);
+        self.bind()?;
+        let values = &mut to.values[..range.len()];
+        // SAFETY: both are so long. `Arriving` lends the values only after it has waited for the event below, and they are
+        // freed only after the use noted here.
+        unsafe { result::memcpy_dtoh_async(values, place, self.shared.stream.cu_stream()) }.asked("a copy")?;
+        to.values.last_use.store(self.shared.order.issue(), SeqCst);
+        to.arrived.record()
+    }
+
     /// Room for `len` values, whatever they are at first.
     ///
     /// # Errors

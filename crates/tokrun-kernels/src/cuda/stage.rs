@@ -6,6 +6,7 @@ use super::launches::Arguments;
 use super::memory::{Buffer, Pinned};
 use super::rows::bucket;
 use super::stream::Event;
+use crate::sampling::{Draw, scale};
 use crate::{KernelError, Step};
 
 /// Position of the rows that fill a step up: kernels store nothing for them.
@@ -13,8 +14,13 @@ const NO_POSITION: u32 = u32::MAX;
 const ROWS_MIN: usize = 64;
 const BLOCKS_MIN: usize = 4096;
 
+/// Marks a token that was drawn in the step before: its index is in the other bits.
+const UNKNOWN: u32 = 1 << 31;
+/// Words of the kernels' `Draw`.
+const DRAW_WORDS: usize = 8;
+
 /// The sections, words each, one after the other: tokens, positions, tables (where in `blocks` a row's sequence begins),
-/// all `[rows]`; chosen rows `[2 * rows]`; blocks.
+/// all `[rows]`; chosen rows `[2 * rows]`; draws `[rows, DRAW_WORDS]`; blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Room {
     rows: usize,
@@ -31,11 +37,15 @@ impl Room {
     const fn chosen(self) -> usize {
         3 * self.rows
     }
+    /// At a multiple of 8 bytes.
+    const fn draws(self) -> usize {
+        (5 * self.rows).next_multiple_of(2)
+    }
     const fn blocks(self) -> usize {
-        5 * self.rows
+        self.draws() + DRAW_WORDS * self.rows
     }
     const fn words(self) -> usize {
-        5 * self.rows + self.blocks
+        self.blocks() + self.blocks
     }
 }
 
@@ -149,6 +159,39 @@ impl Stage {
         self.copy(device, start..start + count)
     }
 
+    /// Writes down which rows get what was drawn in the step before.
+    pub(super) fn expect(&mut self, drawn: &[(usize, usize)]) {
+        let words = &mut self.hosts[self.turn].words;
+        for &(row, index) in drawn {
+            words[row] = UNKNOWN | index as u32;
+        }
+    }
+
+    /// Copies the tokens of the first `rows` rows again.
+    pub(super) fn upload_tokens(&mut self, device: &Device, rows: usize) -> Result<(), KernelError> {
+        self.copy(device, 0..rows)
+    }
+
+    /// Writes down draws, filled up to `count` with those of no vocabulary.
+    pub(super) fn draw(&mut self, draws: &[Draw], count: usize) {
+        let start = self.room.draws();
+        let words = &mut self.hosts[self.turn].words[start..start + DRAW_WORDS * count];
+        words.fill(0);
+        for (words, draw) in words.as_chunks_mut::<DRAW_WORDS>().0.iter_mut().zip(draws) {
+            let scale = if draw.temperature == 0.0 { 0.0 } else { scale(draw.temperature) };
+            let top_k = draw.top_k.min(draw.vocab_size) as u32;
+            let floats = [scale, draw.top_p, draw.min_p].map(f32::to_bits);
+            let number = [draw.number as u32, (draw.number >> 32) as u32];
+            *words = [draw.vocab_size as u32, floats[0], top_k, floats[1], floats[2], 0, number[0], number[1]];
+        }
+    }
+
+    /// Copies the first `count` draws.
+    pub(super) fn upload_draws(&mut self, device: &Device, count: usize) -> Result<(), KernelError> {
+        let start = self.room.draws();
+        self.copy(device, start..start + DRAW_WORDS * count)
+    }
+
     fn copy(&mut self, device: &Device, words: std::ops::Range<usize>) -> Result<(), KernelError> {
         let host = &mut self.hosts[self.turn];
         let to = words.start;
@@ -173,6 +216,11 @@ impl Stage {
     /// Chosen rows from `first` on.
     pub(super) fn chosen(&self, first: usize) -> u64 {
         self.address(self.room.chosen() + first)
+    }
+
+    /// The draws.
+    pub(super) fn draws(&self) -> u64 {
+        self.address(self.room.draws())
     }
 
     /// The kernels' `Places`, of the rows from `row` on.

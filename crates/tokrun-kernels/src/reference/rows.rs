@@ -27,6 +27,10 @@ impl ReferenceRows {
         &mut self.values[row * self.width..][..self.width]
     }
 
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     /// The values of the first `rows` rows.
     pub(super) fn first(&self, rows: usize) -> &[f32] {
         &self.values[..rows * self.width]

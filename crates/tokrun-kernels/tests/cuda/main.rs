@@ -16,5 +16,6 @@ mod linear;
 mod mixture;
 #[path = "../it/rows.rs"]
 mod rows;
+mod sampling;
 mod support;
 mod tensor;
