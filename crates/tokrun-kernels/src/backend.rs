@@ -209,6 +209,10 @@ pub trait Backend: Send + Sized {
     /// Keys and values of all layers.
     type Kv: Send;
 
+    /// Whether [`sample`](Self::sample) returns before anybody knows the tokens, so that the next step can be prepared while
+    /// they are computed.
+    const SAMPLES_AHEAD: bool = false;
+
     /// Packs matrices that share their input; the output of a row is theirs in this order.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use tokrun_kernels::OpTime;
+use tokrun_kernels::sampling::{BadLogit, Draw};
 
 use crate::ModelError;
 
@@ -138,6 +139,21 @@ impl<'a> Logits<'a> {
     }
 }
 
+/// What a step computes for one sequence when its tokens are drawn where the logits are.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawing<'a> {
+    /// The tokens to append, and after which of them to draw.
+    pub extend: Extend<'a>,
+    /// Where set, its one token is not known yet: it is the one of this index among those that the step submitted before
+    /// draws. What stands in its place is ignored.
+    pub follows: Option<usize>,
+    /// One for each row that is wanted.
+    pub draws: &'a [Draw],
+}
+
+/// What a step drew, one for each [`Draw`], in the order of the batch.
+pub type Drawn = Vec<Result<TokenId, BadLogit>>;
+
 /// Runs one loaded model. It lives on the engine's thread and is never shared.
 ///
 /// A sequence is opaque: create it, extend it, drop it. `extend` takes any split of a sequence into pieces (a whole
@@ -159,6 +175,28 @@ pub trait Executor: Send {
     /// arithmetic fails. The sequences of a failed batch can only be dropped.
     fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError>;
 
+    /// Whether tokens can be drawn where the logits are, with [`submit`](Self::submit) and [`collect`](Self::collect). Then
+    /// one step may be submitted while another is under way.
+    fn draws_tokens(&self) -> bool {
+        false
+    }
+
+    /// Begins a step that appends tokens to each sequence of `batch` and draws what is wanted. It does not wait.
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend); the step is then not under way. Executors that do not draw tokens refuse.
+    fn submit(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
+        Err(draws_nothing(batch.len()))
+    }
+
+    /// What the earliest step drew that was submitted and not collected yet, waiting until it is done.
+    ///
+    /// # Errors
+    /// When the device failed. Executors that do not draw tokens refuse.
+    fn collect(&mut self) -> Result<Drawn, ModelError> {
+        Err(draws_nothing(0))
+    }
+
     /// Forgets a sequence and frees what was kept for it; an unknown handle is ignored.
     fn drop_sequence(&mut self, sequence: SequenceHandle);
 
@@ -178,4 +216,8 @@ pub trait Executor: Send {
     fn take_profile(&mut self) -> Vec<OpTime> {
         Vec::new()
     }
+}
+
+fn draws_nothing(parts: usize) -> ModelError {
+    ModelError::InvalidBatch { reason: format!("{parts} parts to draw tokens for, which this executor does not") }
 }

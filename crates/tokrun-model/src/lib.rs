@@ -16,6 +16,8 @@ mod safetensors;
 pub mod store;
 
 pub use error::ModelError;
-pub use executor::{BlockId, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted};
+pub use executor::{
+    BlockId, Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted,
+};
 pub use file::{Assets, BackendChoice, LoadOptions, MemoryPlan, ModelFile, ModelInfo, Processor, TokenizerSource};
 pub use tokrun_kernels::{KvType, OpTime, WeightType, sampling};

@@ -259,6 +259,7 @@ impl Backend for Cuda {
     type Rows = CudaRows;
     type Encoded = CudaEncoded;
     type Kv = CudaKv;
+    const SAMPLES_AHEAD: bool = true;
 
     fn pack_linear(&mut self, matrices: &[MatrixSource<'_>]) -> Result<CudaLinear, KernelError> {
         let Some(first) = matrices.first() else {

@@ -1,5 +1,6 @@
 //! The forward pass of every family, written once over the operations of a backend.
 
+use tokrun_kernels::sampling::Draw;
 use tokrun_kernels::{Activation, Attention, Backend, Consumer, Expert, KernelError, Norm, Routing, Step, Store};
 
 use super::architecture::{Architecture, Layer as LayerPlan, Norms, QueryKeyNorms};
@@ -83,6 +84,11 @@ impl<B: Backend> Buffers<B> {
         })
     }
 
+    /// Draws from what [`Decoder::head`] computed last, a token from each row.
+    pub(super) fn sample(&self, backend: &mut B, draws: &[Draw]) {
+        backend.sample(&self.logits, 0, draws);
+    }
+
     /// What [`Decoder::head`] computed last, `[rows, vocab_size]`.
     pub(super) fn logits(&self, backend: &mut B) -> &[f32] {
         backend.read(&self.logits)
@@ -121,9 +127,18 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// Computes the layers for the rows of a step, and stores their keys and values.
-    pub(super) fn layers(&self, backend: &mut B, step: &Step, kv: &mut B::Kv, buffers: &mut Buffers<B>) {
+    /// Computes the layers for the rows of a step, and stores their keys and values. Some rows may get tokens that the step
+    /// before drew: see [`Backend::feed`].
+    pub(super) fn layers(
+        &self,
+        backend: &mut B,
+        step: &Step,
+        drawn: &[(usize, usize)],
+        kv: &mut B::Kv,
+        buffers: &mut Buffers<B>,
+    ) {
         backend.begin(step);
+        backend.feed(drawn);
         backend.embed(&self.embedding, self.embedding_scale, &mut buffers.stream);
         for (index, layer) in self.layers.iter().enumerate() {
             layer.attend(backend, index, kv, buffers);

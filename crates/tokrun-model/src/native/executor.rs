@@ -1,12 +1,15 @@
 //! Runs a decoder on one backend, over a paged KV cache whose blocks the caller hands out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use tokrun_kernels::energy::EnergyMeter;
+use tokrun_kernels::sampling::Draw;
 use tokrun_kernels::{Backend, KV_BLOCK_TOKENS, Span, Step};
 
 use super::decoder::{Buffers, Decoder, Room};
-use crate::{Executor, ExecutorInfo, Extend, Logits, ModelError, OpTime, SequenceHandle, Wanted};
+use crate::{
+    Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, ModelError, OpTime, SequenceHandle, TokenId, Wanted,
+};
 
 /// A decoder with its cache and its buffers.
 pub(super) struct Parts<B: Backend> {
@@ -20,6 +23,8 @@ pub(super) struct Parts<B: Backend> {
     pub(super) embedded_tokens: usize,
     /// Of the device, where it has one.
     pub(super) energy: Option<EnergyMeter>,
+    /// The backend draws tokens without anybody waiting for them.
+    pub(super) draws_tokens: bool,
 }
 
 /// Runs them.
@@ -43,6 +48,8 @@ struct State {
     wanted: Vec<usize>,
     /// Logits of a batch that was computed in several pieces.
     values: Vec<f32>,
+    /// What was submitted and not collected; what it drew, where that is here already.
+    under_way: VecDeque<Option<Drawn>>,
 }
 
 impl<B: Backend> NativeExecutor<B> {
@@ -78,7 +85,7 @@ impl<B: Backend> Executor for NativeExecutor<B> {
         // Usually one step computes all that is wanted, and its logits stay where they are.
         let mut in_place = false;
         while pieces.fill(step, wanted) {
-            decoder.layers(backend, step, kv, buffers);
+            decoder.layers(backend, step, &[], kv, buffers);
             if wanted.is_empty() {
                 continue;
             }
@@ -93,6 +100,45 @@ impl<B: Backend> Executor for NativeExecutor<B> {
             return Err(failure.into());
         }
         Ok(Logits::new(logits, self.info.vocab_size))
+    }
+
+    fn draws_tokens(&self) -> bool {
+        self.parts.draws_tokens
+    }
+
+    fn submit(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
+        let extends: Vec<Extend<'_>> = batch.iter().map(|part| part.extend).collect();
+        self.check(&extends)?;
+        let wanted: usize = extends.iter().map(Extend::rows).sum();
+        let rows: usize = extends.iter().map(|extend| extend.tokens.len()).sum();
+        let draws: Vec<Draw> = batch.iter().flat_map(|part| part.draws).copied().collect();
+        if draws.len() != wanted || batch.iter().any(|part| part.follows.is_some() && part.extend.tokens.len() != 1) {
+            let reason = format!("{} draws for {wanted} rows, or a token to come beside others", draws.len());
+            return Err(ModelError::InvalidBatch { reason });
+        }
+        let room = self.parts.room;
+        let drawn = if rows <= room.rows && wanted <= room.logits {
+            self.submit_whole(batch, &extends, &draws)
+        } else {
+            self.submit_pieces(batch, &extends, &draws)
+        };
+        if let Some(failure) = self.parts.backend.failure() {
+            return Err(failure.into());
+        }
+        self.state.under_way.push_back(drawn);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Drawn, ModelError> {
+        let drawn = match self.state.under_way.pop_front() {
+            Some(Some(drawn)) => drawn,
+            Some(None) => self.parts.backend.sampled(),
+            None => return Err(ModelError::InvalidBatch { reason: "no step was submitted".to_owned() }),
+        };
+        match self.parts.backend.failure() {
+            Some(failure) => Err(failure.into()),
+            None => Ok(drawn),
+        }
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {
@@ -113,6 +159,62 @@ impl<B: Backend> Executor for NativeExecutor<B> {
 }
 
 impl<B: Backend> NativeExecutor<B> {
+    /// Submits a batch that is one step. What it draws is not here yet, unless it draws nothing.
+    fn submit_whole(&mut self, batch: &[Drawing<'_>], extends: &[Extend<'_>], draws: &[Draw]) -> Option<Drawn> {
+        let Parts { backend, decoder, buffers, kv, room, .. } = &mut self.parts;
+        let State { step, wanted, under_way, .. } = &mut self.state;
+        Pieces::new(extends, *room).fill(step, wanted);
+        let mut feeds = Vec::new();
+        for (part, span) in batch.iter().zip(&step.spans) {
+            match (part.follows, under_way.back()) {
+                (Some(index), Some(Some(drawn))) => step.tokens[span.rows.start] = drawn[index].unwrap_or(0),
+                (Some(index), _) => feeds.push((span.rows.start, index)),
+                (None, _) => {}
+            }
+        }
+        decoder.layers(backend, step, &feeds, kv, buffers);
+        if wanted.is_empty() {
+            return Some(Vec::new());
+        }
+        decoder.head(backend, wanted, buffers);
+        buffers.sample(backend, draws);
+        None
+    }
+
+    /// Computes a batch that is too large for one step, and waits for what it draws.
+    fn submit_pieces(&mut self, batch: &[Drawing<'_>], extends: &[Extend<'_>], draws: &[Draw]) -> Option<Drawn> {
+        let Parts { backend, decoder, buffers, kv, room, .. } = &mut self.parts;
+        let State { step, wanted, under_way, .. } = &mut self.state;
+        for drawn in under_way.iter_mut() {
+            drawn.get_or_insert_with(|| backend.sampled());
+        }
+        let known = |index: usize| under_way.back()?.as_ref()?.get(index)?.ok();
+        let fed: Vec<[TokenId; 1]> = batch.iter().map(|part| [part.follows.and_then(known).unwrap_or(0)]).collect();
+        let mut extends = extends.to_vec();
+        for ((extend, fed), part) in extends.iter_mut().zip(&fed).zip(batch) {
+            if part.follows.is_some() {
+                extend.tokens = fed;
+            }
+        }
+        let mut pieces = Pieces::new(&extends, *room);
+        let mut all = Vec::new();
+        while pieces.fill(step, wanted) {
+            decoder.layers(backend, step, &[], kv, buffers);
+            if wanted.is_empty() {
+                continue;
+            }
+            decoder.head(backend, wanted, buffers);
+            buffers.sample(backend, &draws[all.len()..all.len() + wanted.len()]);
+            let drawn = backend.sampled();
+            if drawn.len() != wanted.len() {
+                // The device failed, as the caller is about to find out.
+                break;
+            }
+            all.extend(drawn);
+        }
+        Some(all)
+    }
+
     /// Refuses a batch that cannot be computed, before anything of it is.
     fn check(&mut self, batch: &[Extend<'_>]) -> Result<(), ModelError> {
         let invalid = |reason: String| Err(ModelError::InvalidBatch { reason });

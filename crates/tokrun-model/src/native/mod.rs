@@ -172,6 +172,8 @@ fn build<B: Backend>(
     };
     let notes = notes.into_iter().chain(note).collect();
     let (embedded_tokens, energy) = (architecture.embedded_tokens, energy.join().ok().flatten());
-    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy };
+    // A drawn token is fed before anybody could see that it is outside the matrix.
+    let draws_tokens = B::SAMPLES_AHEAD && architecture.embedded_tokens >= architecture.vocab_size;
+    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy, draws_tokens };
     Ok(NativeExecutor::new(info, notes, parts))
 }
