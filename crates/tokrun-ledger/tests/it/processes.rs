@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokrun_ledger::{
-    Admission, Credits, FinishReason, GrantRequest, Ledger, LedgerError, MICRO, Settlement, StarterGrant, UsageBy,
-    UsageQuery,
+    Admission, Credits, DrawTerms, FinishReason, GrantRequest, Ledger, LedgerError, MICRO, NewWallet, Settlement,
+    StarterGrant, UsageBy, UsageQuery, WalletChange, WalletKind,
 };
 use uuid::Uuid;
 
@@ -74,6 +74,35 @@ fn sixteen_processes_share_a_wallet_that_pays_for_half_of_them() {
     // Nobody waits for more than everybody's turn; on a disk that is busy with other things a turn takes what it takes.
     let fair = Duration::from_millis(500).max(worst_fsync * 16);
     assert!(longest < fair, "somebody waited {longest:?}, an fsync {worst_fsync:?}");
+}
+
+#[test]
+fn eight_processes_of_a_member_exceed_neither_its_cap_nor_its_overdraft() {
+    let home = Home::new();
+    let ledger = open(&home.path());
+    let (own, pool, cap, overdraft) = (20, 1000, 200, 5);
+    fund(&ledger, "team", pool);
+    ledger.change_wallet("team", WalletChange { kind: Some(WalletKind::Team), ..WalletChange::default() }).unwrap();
+    let ada = NewWallet {
+        parent: Some("team".into()),
+        draw: Some(DrawTerms { cap: Some(credits(cap)), every: None }),
+        overdraft: credits(overdraft),
+        ..NewWallet::new("ada")
+    };
+    ledger.open_wallet(ada).unwrap();
+    ledger.grant(GrantRequest::new("ada", credits(own))).unwrap();
+    let workers: Vec<Worker> = (0..8).map(|_| Worker::start(&home.path(), "one request")).collect();
+    let reports: Vec<Vec<String>> = workers.into_iter().map(Worker::finish).collect();
+
+    let paid: i64 = reports.iter().map(|report| paid(report).iter().map(|(_, tokens)| tokens).sum::<i64>()).sum();
+    let (ada, team) = (ledger.wallet("ada").unwrap(), ledger.wallet("team").unwrap());
+    assert!(ada.balance >= credits(-overdraft) && ada.drawn <= credits(cap), "{ada:?}");
+    assert_eq!(team.balance, credits(pool).checked_sub(ada.drawn).unwrap());
+    let spent = credits(own).checked_sub(ada.balance).unwrap().checked_add(ada.drawn).unwrap();
+    assert_eq!(spent, credits(paid), "what all levels gave is what was delivered");
+    let left = own + cap + overdraft - paid;
+    assert!((0..PROMPT_TOKENS as i64 + 1).contains(&left), "nothing affordable is refused: {left} left");
+    verify(&ledger);
 }
 
 #[test]
