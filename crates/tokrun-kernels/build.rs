@@ -36,7 +36,7 @@ fn main() {
     fs::write(out.join("modules.rs"), list(&images, &out)).expect("OUT_DIR is writable");
 }
 
-/// A deflated copy: PTX is text that repeats itself, a dozenth is left of it.
+/// A deflated copy: PTX is text that repeats itself, a fifth is left of it.
 fn compressed(file: &Path, out: &Path) -> PathBuf {
     let to = out.join(file.file_name().expect("a file")).with_added_extension("deflate");
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
