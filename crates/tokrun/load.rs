@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use tokrun_engine::{ChatTemplate, EngineOptions, Tokenizer};
@@ -10,12 +11,12 @@ use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{LoadOptions, ModelError, ModelFile, ModelInfo, WeightType};
+use tokrun_model::{LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, WeightType};
 use tokrun_runtime::{Meter, Runtime, TextModel};
 
 use crate::args::{Backend, Device, EngineArgs};
 use crate::failure::{Failure, Status};
-use crate::progress::Bar;
+use crate::progress::{self, Bar};
 
 /// A model that was found on disk, fetched if need be.
 pub(crate) struct Found {
@@ -138,10 +139,18 @@ pub(crate) fn start(
 /// Loads the weights, and what it takes to speak.
 pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, ModelInfo), Failure> {
     let file = found.open()?;
+    let progress = LoadProgress::default();
+    let options = &LoadOptions { progress: Some(progress.clone()), ..options.clone() };
+    let is_loaded = AtomicBool::new(false);
     // The tokenizer is built while the weights are read.
     let (executor, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| Tokenizer::from_assets(file.assets()));
-        (file.load(options), tokenizer.join())
+        if std::io::stderr().is_terminal() {
+            scope.spawn(|| progress::show_load(&found.name, file.info().weight_bytes, &progress, &is_loaded));
+        }
+        let executor = file.load(options);
+        is_loaded.store(true, Relaxed);
+        (executor, tokenizer.join())
     });
     let tokenizer = tokenizer.map_err(|_| {
         Failure::new(Status::Failed, "tokenizer", format!("the tokenizer of {} cannot be built", file.path().display()))

@@ -1,8 +1,11 @@
-//! The bar of a download; without a terminal, nothing but its notes.
+//! The bars of downloads and of loading; without a terminal, nothing but a download's notes.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tokrun_model::LoadProgress;
 use tokrun_model::pull::PullProgress;
 
 /// Draws on stderr.
@@ -21,18 +24,15 @@ impl Bar {
 impl PullProgress for Bar {
     fn begin(&self, file: &str, total_bytes: Option<u64>) {
         // indicatif hides itself where stderr is no terminal.
-        let bar = match total_bytes {
-            Some(total) => ProgressBar::new(total).with_style(
-                ProgressStyle::with_template("{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-                    .expect("the template is constant"),
-            ),
+        let shown = match total_bytes {
+            Some(total) => bar(total),
             None => ProgressBar::new_spinner().with_style(
                 ProgressStyle::with_template("{prefix} {spinner} {bytes} {elapsed}").expect("the template is constant"),
             ),
         };
-        bar.set_prefix(file.to_owned());
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
-        self.with(|slot| *slot = Some(bar));
+        shown.set_prefix(file.to_owned());
+        shown.enable_steady_tick(Duration::from_millis(200));
+        self.with(|slot| *slot = Some(shown));
     }
 
     fn advance(&self, bytes: u64) {
@@ -57,4 +57,28 @@ impl PullProgress for Bar {
             }
         });
     }
+}
+
+/// What loads in less time needs no bar.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Shows how far the weights of a model are read, until they are loaded.
+pub(crate) fn show_load(model: &str, weight_bytes: u64, progress: &LoadProgress, is_loaded: &AtomicBool) {
+    let (begun, mut shown) = (Instant::now(), None);
+    while !is_loaded.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(20));
+        if begun.elapsed() >= PATIENCE {
+            let shown = shown.get_or_insert_with(|| bar(weight_bytes).with_prefix(model.to_owned()));
+            shown.set_position(progress.bytes_read().min(weight_bytes));
+        }
+    }
+    if let Some(shown) = shown {
+        shown.finish_and_clear();
+    }
+}
+
+fn bar(total_bytes: u64) -> ProgressBar {
+    let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).expect("the template is constant");
+    ProgressBar::new(total_bytes).with_style(style)
 }

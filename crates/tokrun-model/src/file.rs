@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokrun_kernels::{KvType, WeightType};
 
@@ -117,6 +118,8 @@ pub struct LoadOptions {
     /// Native: results do not depend on what else is computed at the same time, to the bit, on CUDA devices too, where it
     /// costs speed. The processor's never do.
     pub deterministic: bool,
+    /// Native: counts the bytes of weights as they are read.
+    pub progress: Option<LoadProgress>,
     /// Native: measures the time that each operation takes, for [`Executor::take_profile`].
     pub profile: bool,
 }
@@ -142,6 +145,21 @@ pub struct MemoryPlan {
     pub cache_tokens: usize,
     /// The longest sequence that fits, in tokens.
     pub context_tokens: usize,
+}
+
+/// How far loading has come. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct LoadProgress(Arc<AtomicU64>);
+
+impl LoadProgress {
+    /// Bytes of weights that were read until now.
+    pub fn bytes_read(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Relaxed);
+    }
 }
 
 /// An opened and checked model: its header was read, its weights were not.

@@ -19,5 +19,7 @@ pub use error::ModelError;
 pub use executor::{
     BlockId, Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted,
 };
-pub use file::{Assets, BackendChoice, LoadOptions, MemoryPlan, ModelFile, ModelInfo, Processor, TokenizerSource};
+pub use file::{
+    Assets, BackendChoice, LoadOptions, LoadProgress, MemoryPlan, ModelFile, ModelInfo, Processor, TokenizerSource,
+};
 pub use tokrun_kernels::{KvType, OpTime, WeightType, sampling};

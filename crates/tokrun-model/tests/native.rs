@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use support::{Reference, assert_refused, best, change_settings, copy_of, distance, fixtures, logits, reference};
-use tokrun_model::{BackendChoice, Executor, LoadOptions, ModelError, ModelFile, WeightType};
+use tokrun_model::{BackendChoice, Executor, LoadOptions, LoadProgress, ModelError, ModelFile, WeightType};
 
 mod support;
 
@@ -253,4 +253,19 @@ fn synthetic_models_compute() {
     assert!(row.iter().all(|value| value.is_finite()) && high - low > 1.0 && high - low < 100.0, "{low} to {high}");
     let error = ModelFile::synthetic("gpt-5", WeightType::F16).expect_err("nobody knows its shape").to_string();
     assert!(ModelFile::synthetic_shapes().all(|shape| error.contains(shape)), "{error}");
+}
+
+/// All bytes of the weights are counted as they are read; a plan reads none of them.
+#[test]
+fn loading_tells_how_far_it_has_come() {
+    let file = ModelFile::open(&fixtures().join("gguf-llama/q8_0.gguf")).expect("the fixture is sound");
+    let progress = LoadProgress::default();
+    let options =
+        LoadOptions { progress: Some(progress.clone()), backend: BackendChoice::Native, ..LoadOptions::default() };
+    let plan = file.plan(&options).expect("it fits");
+    assert_eq!(plan.weight_bytes, file.info().weight_bytes);
+    let vectors = progress.bytes_read();
+    assert!(vectors < plan.weight_bytes / 10, "{vectors} bytes were read for a plan");
+    file.load(&options).expect("it loads");
+    assert_eq!(progress.bytes_read() - vectors, plan.weight_bytes);
 }

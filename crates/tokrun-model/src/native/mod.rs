@@ -36,7 +36,7 @@ use decoder::{Buffers, Decoder};
 use executor::NativeExecutor;
 use memory::{Place, Plan};
 use sources::Sources;
-use weights::{GgufWeights, SafetensorsWeights};
+use weights::{Counted, GgufWeights, SafetensorsWeights, Weights};
 
 /// An opened model.
 #[derive(Clone, Copy)]
@@ -70,22 +70,26 @@ impl Model<'_> {
         options: &LoadOptions,
         then: impl FnOnce(&Architecture, &Sources<'_>) -> Result<T, ModelError>,
     ) -> Result<T, ModelError> {
+        let found = |architecture: &Architecture, weights: &dyn Weights| {
+            let weights = Counted { weights, progress: options.progress.clone() };
+            then(architecture, &Sources::find(architecture, &weights)?)
+        };
         match self {
             Self::Gguf { path, file, header } => {
                 let weights = GgufWeights::new(path, header, file);
                 let architecture = gguf::architecture(path, header, &weights, wanted_tokens(options))?;
-                then(&architecture, &Sources::find(&architecture, &weights)?)
+                found(&architecture, &weights)
             }
             Self::Folder { path, config, weights } => {
                 let count = weights.tensors().len();
                 let architecture = safetensors::architecture(path, config, count, wanted_tokens(options))?;
                 let weights = SafetensorsWeights::new(path, weights, config, &architecture);
-                then(&architecture, &Sources::find(&architecture, &weights)?)
+                found(&architecture, &weights)
             }
             Self::Synthetic(model) => {
                 let architecture = model.architecture(wanted_tokens(options))?;
                 let weights = model.weights();
-                then(&architecture, &Sources::find(&architecture, &weights)?)
+                found(&architecture, &weights)
             }
         }
     }

@@ -10,11 +10,10 @@ use half::{bf16, f16};
 use tokrun_kernels::{MatrixSource, RowSource, WeightType};
 
 use super::architecture::{Architecture, Norms};
-use crate::ModelError;
 use crate::config::Config;
 use crate::gguf::Header;
 use crate::mmap::MappedFile;
-use crate::safetensors;
+use crate::{LoadProgress, ModelError, safetensors};
 
 /// The tensors of one model, by their names in GGUF files.
 pub(super) trait Weights {
@@ -55,6 +54,8 @@ pub(super) struct Matrix<'a> {
     source: Arc<dyn RowSource + Send + 'a>,
     /// Its first row in the source.
     start: usize,
+    /// Told of what is read.
+    progress: Option<LoadProgress>,
 }
 
 impl<'a> Matrix<'a> {
@@ -65,7 +66,7 @@ impl<'a> Matrix<'a> {
         weight_type: WeightType,
         source: impl RowSource + Send + 'a,
     ) -> Self {
-        Self { rows, columns, weight_type, bias: None, source: Arc::new(source), start: 0 }
+        Self { rows, columns, weight_type, bias: None, source: Arc::new(source), start: 0, progress: None }
     }
 
     /// Some of its rows.
@@ -87,7 +88,30 @@ impl<'a> Matrix<'a> {
 
 impl RowSource for Matrix<'_> {
     fn read(&self, rows: Range<usize>, bytes: &mut [u8]) -> std::io::Result<()> {
+        if let Some(progress) = &self.progress {
+            progress.add(bytes.len());
+        }
         self.source.read(self.start + rows.start..self.start + rows.end, bytes)
+    }
+}
+
+/// Weights that tell how much of them was read.
+pub(super) struct Counted<'a> {
+    pub(super) weights: &'a dyn Weights,
+    pub(super) progress: Option<LoadProgress>,
+}
+
+impl Weights for Counted<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.weights.has(name)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Matrix<'_>, ModelError> {
+        Ok(Matrix { progress: self.progress.clone(), ..self.weights.tensor(name, shape)? })
+    }
+
+    fn refuse_left_over(&self) -> Result<(), ModelError> {
+        self.weights.refuse_left_over()
     }
 }
 
