@@ -88,6 +88,8 @@ pub struct SequenceStep {
     /// Energy of the device that went into the request since its report before, µJ: its share by tokens of each step that
     /// computed for it. `None` where the machine does not tell, or has not yet.
     pub energy_uj: Option<u64>,
+    /// With the request's end: tokens that were under way past it, computed and never reported.
+    pub surplus_tokens: u32,
     /// Set in the last report of a request.
     pub finish: Option<Finish>,
     /// When the step ended.

@@ -66,7 +66,7 @@ impl Sampler {
     /// When a logit is not a number or positive infinity, or when the constraint fails. Negative infinity is a token that
     /// never comes.
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Result<TokenId, EngineError> {
-        let token = if self.constraint.is_some() || self.params.changes_logits() {
+        let token = if !self.is_plain() {
             let mut adjusted = std::mem::take(&mut self.scratch);
             adjusted.clear();
             adjusted.extend_from_slice(logits);
@@ -109,6 +109,22 @@ impl Sampler {
                 *logit -= *count as f32 * self.params.frequency_penalty + self.params.presence_penalty;
             }
         }
+    }
+
+    /// How the token after the next `ahead` ones is chosen among the first `vocab_size`, where nothing changes the logits.
+    pub(crate) fn plain_draw(&self, vocab_size: usize, ahead: usize) -> Draw {
+        debug_assert!(self.is_plain(), "a draw knows of no bias, penalty or constraint");
+        self.draw(vocab_size, self.step + ahead as u64)
+    }
+
+    /// Whether nothing changes the logits.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.constraint.is_none() && !self.params.changes_logits()
+    }
+
+    /// A token was chosen by a [`plain_draw`](Self::plain_draw).
+    pub(crate) fn accept(&mut self, token: TokenId) {
+        self.remember(token);
     }
 
     /// Steps 5 to 7.

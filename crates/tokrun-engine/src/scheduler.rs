@@ -11,6 +11,9 @@
 //! it waits again, keeps its tokens, and is computed anew later. So is one that keeps the next one waiting though its
 //! tenant is too far ahead, its own tenant wants something more urgent, or its reader has stalled.
 //!
+//! A step may be planned while the one before is under way: a request then goes on from a token that is still to come. What
+//! is computed past a token that turns out to end the answer is dropped. Blocks are published when their tokens are known.
+//!
 //! A request that is `window_tokens` ahead of what its reader has acknowledged is passed over until it is caught up with.
 
 use std::cmp::Reverse;
@@ -79,6 +82,8 @@ pub(crate) struct Work {
     /// Position of the first of `tokens`, prompt and output counted as one row.
     pub(crate) start: usize,
     pub(crate) tokens: Vec<TokenId>,
+    /// Its one token is not known yet: the step planned before samples it.
+    pub(crate) to_come: bool,
     /// So many of `tokens`, at their end, are guesses.
     pub(crate) guesses: usize,
     /// Where the request lies in a paged cache.
@@ -157,7 +162,7 @@ impl Scheduler {
     }
 
     /// What to compute next; empty when nothing can be. Each work must be answered with `computed` or `remove`, and then
-    /// with `apply` as often as it samples.
+    /// with `apply` as often as it samples; all works of a plan before those of the next, which may be planned earlier.
     pub(crate) fn plan(&mut self) -> Plan {
         self.level();
         let mut preempted = Vec::new();
@@ -166,29 +171,40 @@ impl Scheduler {
         Plan { preempted, work: self.hand_out() }
     }
 
+    /// Whether the tokens to come should be waited for before the next plan: where one goes on depends on guesses that are
+    /// being checked, or what follows could be guessed.
+    pub(crate) fn waits_for_tokens(&mut self) -> bool {
+        let speculates = self.guesses_max() > 0;
+        self.running.iter_mut().any(|sequence| {
+            let expects = |s: &mut Sequence| s.awaits_token() && s.drafter.expects(&s.tokens);
+            sequence.is_guessing() || speculates && expects(sequence)
+        })
+    }
+
     /// The model has computed what was planned.
-    pub(crate) fn computed(&mut self, work: &[Work]) {
+    pub(crate) fn computed<'a>(&mut self, work: impl Iterator<Item = &'a Work>) {
         for work in work {
-            let Some(sequence) = self.running.iter_mut().find(|s| s.job.request_id == work.request_id) else {
-                continue;
-            };
-            sequence.fed += std::mem::take(&mut sequence.planned);
-            if let (Some(blocks), Some(chain)) = (&mut self.blocks, &mut sequence.chain) {
-                blocks.publish(chain, &sequence.tokens[..sequence.fed]);
-            }
             self.totals.computed_tokens += work.tokens.len() as u64;
+            let mut live = self.running.iter_mut().chain(&mut self.waiting);
+            let Some(sequence) = live.find(|s| s.job.request_id == work.request_id) else { continue };
+            sequence.step_done();
+            if let (Some(blocks), Some(chain)) = (&mut self.blocks, &mut sequence.chain) {
+                blocks.publish(chain, &sequence.tokens[..sequence.computed]);
+            }
         }
     }
 
     /// A planned request has sampled `token`.
     pub(crate) fn apply(&mut self, request_id: RequestId, token: TokenId) -> Applied {
-        let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.job.request_id == request_id) else {
+        let mut live = self.running.iter_mut().chain(&mut self.waiting);
+        let Some(sequence) = live.find(|sequence| sequence.job.request_id == request_id) else {
             return Applied::default();
         };
         let fed = sequence.fed;
         let applied = sequence.take(token);
         self.totals.accepted_tokens += (sequence.fed - fed) as u64;
-        self.fairness.refund(sequence.job.tenant, applied.rejected as u64);
+        let surplus = if applied.finish.is_some() { sequence.charged_under_way() } else { 0 };
+        self.fairness.refund(sequence.job.tenant, (applied.rejected + surplus) as u64);
         if applied.finish.is_some() {
             self.remove(request_id);
         }
@@ -250,7 +266,8 @@ impl Scheduler {
             *promised.entry(sequence.job.tenant).or_default() += sequence.pending() as u64;
         }
         let may_run = |sequence: &Sequence| {
-            sequence.window_left(self.limits.window_tokens) > 0 && self.fairness.allowance(sequence.job.tenant) > 0
+            let runs_on = sequence.window_left(self.limits.window_tokens) > 0 && !sequence.is_complete();
+            runs_on && self.fairness.allowance(sequence.job.tenant) > 0
         };
         let turn = |sequence: &Sequence| {
             let tenant = sequence.job.tenant;
@@ -323,9 +340,10 @@ impl Scheduler {
         order.sort_unstable();
         for (_, request_id) in order {
             while let Some(sequence) = self.running.iter_mut().find(|s| s.job.request_id == request_id) {
-                let stalls = sequence.window_left(self.limits.window_tokens) == 0;
+                let stalls = sequence.window_left(self.limits.window_tokens) == 0 || sequence.is_complete();
+                let length = sequence.length();
                 let (Some(blocks), Some(chain)) = (&mut self.blocks, &mut sequence.chain) else { break };
-                if stalls || blocks.grow(chain, sequence.tokens.len()) {
+                if stalls || blocks.grow(chain, length) {
                     break;
                 }
                 let victim = self.last_in_rank(|_| true).expect("it runs itself");
@@ -359,6 +377,10 @@ impl Scheduler {
     /// What one request gets of the step.
     fn hand_to(&mut self, index: usize, budget: usize) -> Option<Work> {
         let sequence = &mut self.running[index];
+        if sequence.is_complete() {
+            sequence.undone = false;
+            return None;
+        }
         let window_left = sequence.window_left(self.limits.window_tokens);
         sequence.undone = window_left > 0;
         sequence.stalled = if window_left > 0 { 0 } else { sequence.stalled + 1 };
@@ -372,7 +394,7 @@ impl Scheduler {
         let allowance = usize::try_from(self.fairness.allowance(tenant)).unwrap_or(usize::MAX);
         // What is computed anew after a preemption is on the house.
         let free = sequence.charged.saturating_sub(sequence.fed);
-        let count = sequence.pending().min(budget).min(free.saturating_add(allowance));
+        let count = sequence.feedable().min(budget).min(free.saturating_add(allowance));
         sequence.undone = count < sequence.pending();
         if count == 0 {
             return None;
@@ -402,7 +424,7 @@ impl Scheduler {
     fn guess(&mut self, index: usize, room: usize) -> Vec<TokenId> {
         let guesses_max = self.guesses_max();
         let sequence = &mut self.running[index];
-        if guesses_max == 0 || !sequence.decodes() {
+        if guesses_max == 0 || !sequence.decodes() || sequence.to_come > 0 {
             return Vec::new();
         }
         let output_left = sequence.job.max_new_tokens - sequence.generated();

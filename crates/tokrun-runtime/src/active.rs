@@ -126,6 +126,7 @@ impl Active {
             *self.energy_uj.get_or_insert(0) += energy_uj;
         }
         self.usage.rejected_draft_tokens += u64::from(step.rejected_draft_tokens);
+        self.usage.discarded_tokens += u64::from(step.surplus_tokens);
         if self.ending.is_some() {
             self.usage.discarded_tokens += u64::from(step.token.is_some());
             return Engine::Continues;

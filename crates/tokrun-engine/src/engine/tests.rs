@@ -1,12 +1,14 @@
 //! With a small deterministic executor in place of a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use tokrun_model::{BlockId, Extend, Logits, ModelError, Paging, Place, SequenceHandle, TokenId, Wanted};
+use tokrun_model::{
+    BlockId, Drawing, Drawn, Extend, Logits, ModelError, Paging, Place, SequenceHandle, TokenId, Wanted,
+};
 
 use super::*;
 use crate::request::{Finish, SequenceStep, TenantId};
@@ -35,6 +37,9 @@ struct Fake {
     alive: Arc<Mutex<i64>>,
     /// What its device has used; 70 µJ go into each token that it computes.
     energy_uj: Option<Arc<AtomicU64>>,
+    /// Whether it draws tokens by itself; those of the steps under way.
+    draws: bool,
+    under_way: VecDeque<Drawn>,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +99,8 @@ impl Fake {
         };
         Self {
             info,
+            draws: false,
+            under_way: VecDeque::new(),
             sequences: BTreeMap::new(),
             cache: BTreeMap::new(),
             created: 0,
@@ -108,6 +115,11 @@ impl Fake {
     fn paged(self, block_tokens: usize, blocks: usize) -> Self {
         let paging = Some(Paging { block_tokens, blocks, block_bytes: 1 });
         Self { info: ExecutorInfo { paging, ..self.info }, ..self }
+    }
+
+    /// One that draws tokens, while the next step is planned.
+    fn drawing(self) -> Self {
+        Self { draws: true, ..self }
     }
 
     /// Appends the tokens to their sequence; all of it.
@@ -186,6 +198,30 @@ impl Executor for Fake {
             }
         }
         Ok(Logits::new(values, self.info.vocab_size))
+    }
+
+    fn draws_tokens(&self) -> bool {
+        self.draws
+    }
+
+    fn submit(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
+        assert!(self.under_way.len() < 2, "one step may be under way beside this one");
+        let before = self.under_way.back().cloned().unwrap_or_default();
+        let mut drawn = Drawn::new();
+        for part in batch {
+            let token = part.follows.map(|index| before[index].unwrap_or(0));
+            let tokens = token.map_or(part.extend.tokens.to_vec(), |token| vec![token]);
+            let extend = Extend { tokens: &tokens, ..part.extend };
+            assert_eq!(extend.rows(), part.draws.len());
+            let logits = self.extend(&[extend])?;
+            drawn.extend(part.draws.iter().enumerate().map(|(row, draw)| draw.choose(logits.row(row))));
+        }
+        self.under_way.push_back(drawn);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Drawn, ModelError> {
+        Ok(self.under_way.pop_front().expect("it was submitted"))
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

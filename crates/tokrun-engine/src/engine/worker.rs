@@ -1,15 +1,17 @@
 //! What the engine's thread does: take mail, plan, compute, sample, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokrun_model::{Executor, Extend, ModelError, Place, SequenceHandle, Wanted};
+use tokrun_model::sampling::Draw;
+use tokrun_model::{Drawing, Executor, Extend, ModelError, Place, SequenceHandle, TokenId, Wanted};
 
 use super::energy::{Share, Steps};
 use super::inbox::{Arrival, Inbox};
 use super::sequence_tokens_max;
 use crate::blocks::Blocks;
+use crate::error::EngineError;
 use crate::panics::catching;
 use crate::request::{Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepMetrics, StepReport};
 use crate::sampler::{Sampler, token_logprob};
@@ -33,8 +35,22 @@ struct Core {
     scheduler: Scheduler,
     vocab_size: usize,
     requests: BTreeMap<RequestId, Request>,
+    /// Steps that were submitted and not collected, the earliest first.
+    under_way: VecDeque<Vec<Submitted>>,
     energy: Steps,
 }
+
+/// What a step under way computes for one request.
+struct Submitted {
+    work: Work,
+    /// Tokens it draws.
+    draws: usize,
+    /// The request has not ended since.
+    live: bool,
+}
+
+/// Steps that may be under way when the next one is planned, where tokens are drawn without the host.
+const PIPELINED_STEPS: usize = 1;
 
 /// A live request.
 struct Request {
@@ -60,7 +76,8 @@ impl<R: FnMut(StepReport)> Worker<R> {
         report: R,
     ) -> Self {
         let (scheduler, requests) = (Scheduler::new(limits), BTreeMap::new());
-        let core = Core { executor, scheduler, vocab_size, requests, energy: Steps::default() };
+        let (under_way, energy) = (VecDeque::new(), Steps::default());
+        let core = Core { executor, scheduler, vocab_size, requests, under_way, energy };
         Self { core, inbox, report }
     }
 
@@ -98,8 +115,10 @@ impl<R: FnMut(StepReport)> Worker<R> {
                 self.core.scheduler.acknowledge(request_id, total_tokens);
             }
             let now = Instant::now();
-            let cancelled = mail.cancelled.into_iter().filter(|request_id| self.core.cancel(*request_id));
-            let mut sequences: Vec<SequenceStep> = cancelled.map(|id| ended(id, Finish::Cancelled, now)).collect();
+            let mut sequences = Vec::new();
+            for request_id in mail.cancelled {
+                self.core.cancel(request_id, now, &mut sequences);
+            }
             let busy = self.core.step(&mut sequences);
             patience = match (busy, self.core.scheduler.waiting()) {
                 (true, _) => Duration::ZERO,
@@ -146,38 +165,151 @@ impl Core {
         });
     }
 
-    /// Forgets a request; whether it was live.
-    fn cancel(&mut self, request_id: RequestId) -> bool {
-        self.suspend(request_id);
-        self.requests.remove(&request_id);
-        self.scheduler.remove(request_id)
+    /// Ends a request, if it is live, with a report that says so.
+    fn cancel(&mut self, request_id: RequestId, at: Instant, report: &mut Vec<SequenceStep>) {
+        if self.requests.contains_key(&request_id) {
+            let first_new = report.len();
+            report.push(ended(request_id, Finish::Cancelled, at));
+            self.forget_ended(report, first_new);
+        }
     }
 
-    /// Computes one step and adds what it brought to `report`; whether there was anything to compute.
+    /// Forgets the requests that end in the report from `first` on, and says there what is under way for nothing.
+    fn forget_ended(&mut self, report: &mut [SequenceStep], first: usize) {
+        for step in report[first..].iter_mut().filter(|step| step.finish.is_some()) {
+            let under_way = self.under_way.iter_mut().flatten();
+            for submitted in under_way.filter(|s| s.live && s.work.request_id == step.request_id) {
+                submitted.live = false;
+                step.surplus_tokens += submitted.draws as u32;
+            }
+            self.suspend(step.request_id);
+            self.requests.remove(&step.request_id);
+            self.scheduler.remove(step.request_id);
+        }
+    }
+
+    /// Computes one step, or brings one that is under way to its end, and adds what that brought to `report`; whether there
+    /// was anything to do.
     fn step(&mut self, report: &mut Vec<SequenceStep>) -> bool {
+        let draws = self.executor.draws_tokens() && self.requests.values().all(Request::is_plain);
+        if !self.under_way.is_empty() && (!draws || self.scheduler.waits_for_tokens()) {
+            self.collect_all(report);
+        }
         let Plan { preempted, work } = self.scheduler.plan();
         preempted.into_iter().for_each(|request_id| self.suspend(request_id));
-        let busy = !work.is_empty();
+        let busy = !work.is_empty() || !self.under_way.is_empty();
         let work = self.start(work, report);
-        if work.is_empty() {
-            return busy;
+        match (work.is_empty(), draws) {
+            (true, _) => self.collect(report),
+            (false, true) => self.submit(work, report),
+            (false, false) => self.extend(&work, report),
         }
-        let first_new = report.len();
-        if let Err(error) = self.compute(&work, report) {
-            let (reason, at) = (with_causes(&error), Instant::now());
-            report.extend(work.iter().map(|work| ended(work.request_id, Finish::Failed(reason.clone()), at)));
-        }
-        self.split_energy(&work, &mut report[first_new..]);
-        for step in report[first_new..].iter().filter(|step| step.finish.is_some()) {
-            self.cancel(step.request_id);
-        }
-        true
+        busy
     }
 
-    /// Charges the step to the requests it computed for, and tells those that are reported.
-    fn split_energy(&mut self, work: &[Work], report: &mut [SequenceStep]) {
+    /// Submits a step, and collects the one before.
+    fn submit(&mut self, work: Vec<Work>, report: &mut Vec<SequenceStep>) {
+        match self.begin(&work) {
+            Ok(submitted) => {
+                self.under_way.push_back(submitted);
+                if self.under_way.len() > PIPELINED_STEPS {
+                    self.collect(report);
+                }
+            }
+            Err(error) => {
+                // What came before is still good.
+                self.collect_all(report);
+                self.fail(work.iter().map(|work| work.request_id), &error, report);
+            }
+        }
+    }
+
+    fn begin(&mut self, plan: &[Work]) -> Result<Vec<Submitted>, ModelError> {
+        let Self { executor, vocab_size, requests, under_way, .. } = self;
+        let request = |work: &Work| requests.get(&work.request_id).expect("the scheduler plans live requests only");
+        let draws = |work: &Work| -> Vec<Draw> {
+            let rows = if work.samples { 1 + work.guesses } else { 0 };
+            let first = usize::from(work.to_come);
+            (first..first + rows).map(|ahead| request(work).sampler.plain_draw(*vocab_size, ahead)).collect()
+        };
+        let draws: Vec<Vec<Draw>> = plan.iter().map(draws).collect();
+        // Where in the step before its token is drawn.
+        let mut drawn = BTreeMap::new();
+        let mut index = 0;
+        for submitted in under_way.back().into_iter().flatten() {
+            drawn.insert(submitted.work.request_id, index);
+            index += submitted.draws;
+        }
+        let mut batch = Vec::with_capacity(plan.len());
+        for (work, draws) in plan.iter().zip(&draws) {
+            let sequence = request(work).sequence.expect("a planned request has been started");
+            let follows = work.to_come.then(|| drawn[&work.request_id]);
+            batch.push(Drawing { extend: extend(work, sequence), follows, draws });
+        }
+        executor.submit(&batch)?;
+        let submitted =
+            |(work, draws): (&Work, &Vec<Draw>)| Submitted { work: work.clone(), draws: draws.len(), live: true };
+        Ok(plan.iter().zip(&draws).map(submitted).collect())
+    }
+
+    fn collect_all(&mut self, report: &mut Vec<SequenceStep>) {
+        while !self.under_way.is_empty() {
+            self.collect(report);
+        }
+    }
+
+    /// Brings the earliest step under way to its end, if there is one.
+    fn collect(&mut self, report: &mut Vec<SequenceStep>) {
+        let Some(step) = self.under_way.pop_front() else { return };
+        let drawn = match self.executor.collect() {
+            Ok(drawn) => drawn,
+            Err(error) => {
+                let live = step.iter().filter(|submitted| submitted.live);
+                return self.fail(live.map(|submitted| submitted.work.request_id), &error, report);
+            }
+        };
+        let (at, first_new) = (Instant::now(), report.len());
+        let live = step.iter().filter(|submitted| submitted.live);
+        self.scheduler.computed(live.map(|submitted| &submitted.work));
+        let mut drawn = drawn.into_iter();
+        for Submitted { work, draws, live } in &step {
+            let tokens: Vec<_> = drawn.by_ref().take(*draws).collect();
+            if let Some(request) = self.requests.get_mut(&work.request_id).filter(|_| *live) {
+                let tokens = tokens.into_iter().map(|token| token.map_err(EngineError::from));
+                request.take(work.request_id, tokens, &mut self.scheduler, at, report);
+            }
+        }
+        self.split_energy(step.iter().map(|submitted| &submitted.work), &mut report[first_new..]);
+        self.forget_ended(report, first_new);
+    }
+
+    /// Ends those of the requests that are live.
+    fn fail(
+        &mut self,
+        request_ids: impl Iterator<Item = RequestId>,
+        error: &ModelError,
+        report: &mut Vec<SequenceStep>,
+    ) {
+        let (reason, at, first_new) = (with_causes(error), Instant::now(), report.len());
+        let live = request_ids.filter(|request_id| self.requests.contains_key(request_id));
+        report.extend(live.map(|request_id| ended(request_id, Finish::Failed(reason.clone()), at)));
+        self.forget_ended(report, first_new);
+    }
+
+    /// Computes a step of which the host samples.
+    fn extend(&mut self, work: &[Work], report: &mut Vec<SequenceStep>) {
+        let first_new = report.len();
+        if let Err(error) = self.compute(work, report) {
+            return self.fail(work.iter().map(|work| work.request_id), &error, report);
+        }
+        self.split_energy(work.iter(), &mut report[first_new..]);
+        self.forget_ended(report, first_new);
+    }
+
+    /// Charges a step to the requests it computed for, and tells those that are reported.
+    fn split_energy<'a>(&mut self, work: impl Iterator<Item = &'a Work> + Clone, report: &mut [SequenceStep]) {
         let Some(step_uj) = self.energy.step(self.executor.energy_uj()) else { return };
-        let all_tokens = work.iter().map(|work| work.tokens.len()).sum();
+        let all_tokens = work.clone().map(|work| work.tokens.len()).sum();
         for work in work {
             if let Some(request) = self.requests.get_mut(&work.request_id) {
                 request.energy.add(step_uj, work.tokens.len(), all_tokens);
@@ -190,6 +322,7 @@ impl Core {
 
     /// Gives each planned request a sequence; those that get none fail.
     fn start(&mut self, mut plan: Vec<Work>, report: &mut Vec<SequenceStep>) -> Vec<Work> {
+        let mut failed = Vec::new();
         plan.retain(|work| {
             let request = self.requests.get_mut(&work.request_id).expect("the scheduler plans live requests only");
             if request.sequence.is_some() {
@@ -203,12 +336,13 @@ impl Core {
                     true
                 }
                 Err(error) => {
-                    report.push(ended(work.request_id, Finish::Failed(with_causes(&error)), now));
-                    self.cancel(work.request_id);
+                    failed.push(ended(work.request_id, Finish::Failed(with_causes(&error)), now));
                     false
                 }
             }
         });
+        self.forget_ended(&mut failed, 0);
+        report.extend(failed);
         plan
     }
 
@@ -219,7 +353,7 @@ impl Core {
         let batch: Vec<Extend<'_>> = plan.iter().map(|work| extend(work, sequence(work))).collect();
         let logits = executor.extend(&batch)?;
         let at = Instant::now();
-        scheduler.computed(plan);
+        scheduler.computed(plan.iter());
         let mut row = 0;
         for (work, extend) in plan.iter().zip(&batch) {
             if work.samples {
@@ -268,20 +402,56 @@ impl Request {
         at: Instant,
         report: &mut Vec<SequenceStep>,
     ) {
-        for logits in rows {
-            let id = match self.sampler.sample(&logits[..vocab_size]) {
-                Ok(id) => id,
+        let mut rows = rows;
+        self.report(request_id, scheduler, at, report, |request| {
+            let logits = rows.next()?;
+            let token = request.sampler.sample(&logits[..vocab_size]);
+            let logprob = |id| request.logprobs.map(|top_n| token_logprob(logits, vocab_size, id, top_n));
+            Some(token.map(|id| SampledToken { id, logprob: logprob(id) }))
+        });
+    }
+
+    /// Takes the tokens that one step drew, as far as they hold.
+    fn take(
+        &mut self,
+        request_id: RequestId,
+        mut tokens: impl Iterator<Item = Result<TokenId, EngineError>>,
+        scheduler: &mut Scheduler,
+        at: Instant,
+        report: &mut Vec<SequenceStep>,
+    ) {
+        self.report(request_id, scheduler, at, report, |request| {
+            let token = tokens.next()?;
+            if let Ok(id) = token {
+                request.sampler.accept(id);
+            }
+            Some(token.map(|id| SampledToken { id, logprob: None }))
+        });
+    }
+
+    /// Reports tokens for as long as the one before says that the next one holds.
+    fn report(
+        &mut self,
+        request_id: RequestId,
+        scheduler: &mut Scheduler,
+        at: Instant,
+        report: &mut Vec<SequenceStep>,
+        mut next: impl FnMut(&mut Self) -> Option<Result<SampledToken, EngineError>>,
+    ) {
+        while let Some(token) = next(self) {
+            let token = match token {
+                Ok(token) => token,
                 Err(error) => return report.push(ended(request_id, Finish::Failed(with_causes(&error)), at)),
             };
-            let logprob = self.logprobs.map(|top_n| token_logprob(logits, vocab_size, id, top_n));
             let first = (!self.has_output).then(|| self.first_step(scheduler.cached_tokens(request_id), at));
             self.has_output = true;
-            let applied = scheduler.apply(request_id, id);
+            let applied = scheduler.apply(request_id, token.id);
             report.push(SequenceStep {
                 request_id,
                 first,
-                token: Some(SampledToken { id, logprob }),
+                token: Some(token),
                 rejected_draft_tokens: applied.rejected as u32,
+                surplus_tokens: 0,
                 energy_uj: None,
                 finish: applied.finish,
                 at,
@@ -290,6 +460,11 @@ impl Request {
                 return;
             }
         }
+    }
+
+    /// Whether its tokens can be drawn without the host.
+    fn is_plain(&self) -> bool {
+        self.logprobs.is_none() && self.sampler.is_plain()
     }
 
     fn first_step(&self, cached_tokens: usize, now: Instant) -> FirstStep {
@@ -319,6 +494,7 @@ fn ended(request_id: RequestId, finish: Finish, at: Instant) -> SequenceStep {
         first: None,
         token: None,
         rejected_draft_tokens: 0,
+        surplus_tokens: 0,
         energy_uj: None,
         finish: Some(finish),
         at,

@@ -39,6 +39,14 @@ impl Drafter {
         (0..length).map(|index| tokens[start + index % distance]).collect()
     }
 
+    /// Whether it would guess if it knew the next token, as far as `tokens`, those before it, tell.
+    pub(super) fn expects(&mut self, tokens: &[TokenId]) -> bool {
+        if self.best_length() == 0 {
+            self.pause = (self.pause - 1).max(1);
+        }
+        (self.best_length() > 0 || self.pause == 1) && last_occurrence(tokens).is_some()
+    }
+
     /// A guess was checked.
     pub(super) fn learn(&mut self, came_true: bool) {
         let outcome = if came_true { 1.0 } else { 0.0 };
@@ -47,6 +55,19 @@ impl Drafter {
 
     /// The length that promises the most tokens for the time; now and then 1 where none pays.
     fn length(&mut self) -> usize {
+        let best = self.best_length();
+        if best == 0 {
+            self.pause -= 1;
+            if self.pause == 0 {
+                self.pause = PAUSE_STEPS;
+                return 1;
+            }
+        }
+        best
+    }
+
+    /// The length that promises the most tokens for the time.
+    fn best_length(&self) -> usize {
         let (mut best, mut best_speed) = (0, 1.0);
         let (mut tokens, mut chance) = (1.0, 1.0);
         for length in 1..=LENGTH_MAX {
@@ -55,13 +76,6 @@ impl Drafter {
             let speed = tokens / (1.0 + ROW_COST * length as f64);
             if speed > best_speed {
                 (best, best_speed) = (length, speed);
-            }
-        }
-        if best == 0 {
-            self.pause -= 1;
-            if self.pause == 0 {
-                self.pause = PAUSE_STEPS;
-                return 1;
             }
         }
         best

@@ -13,6 +13,15 @@ use crate::request::Finish;
 /// Steps that a running sequence may wait for its reader before it gives way to one that could run.
 const STALLED_STEPS_MAX: usize = 16;
 
+/// Tokens in a step under way.
+#[derive(Debug)]
+struct Part {
+    /// Past the last of them; 0 if nothing of it is of use any more.
+    end: usize,
+    /// Those of them that the tenant was charged for.
+    charged: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) job: Job,
@@ -20,10 +29,14 @@ pub(super) struct Sequence {
     pub(super) arrival: u64,
     /// Prompt and output.
     pub(super) tokens: Vec<TokenId>,
-    /// The first ones that the model has.
+    /// The first ones that were handed out, the token to come among them; guesses are not.
     pub(super) fed: usize,
-    /// Tokens in the step under way, guesses not counted.
-    pub(super) planned: usize,
+    /// The first ones that the model surely has.
+    pub(super) computed: usize,
+    /// What is to be computed for it in the steps under way.
+    under_way: VecDeque<Part>,
+    /// Tokens that the steps under way sample, guesses that come true not counted.
+    pub(super) to_come: usize,
     /// Guesses in the step under way that were not checked yet.
     guesses: VecDeque<TokenId>,
     /// The first ones that its tenant was charged for or got from the cache; more than `fed` after a preemption.
@@ -49,7 +62,9 @@ impl Sequence {
             job,
             arrival,
             fed: 0,
-            planned: 0,
+            computed: 0,
+            under_way: VecDeque::new(),
+            to_come: 0,
             guesses: VecDeque::new(),
             charged: 0,
             cached: 0,
@@ -68,18 +83,43 @@ impl Sequence {
 
     /// Tokens that may be sampled before the reader must catch up.
     pub(super) fn window_left(&self, window_tokens: u64) -> usize {
-        let ahead = (self.generated() as u64).saturating_sub(self.acknowledged);
+        let ahead = ((self.generated() + self.to_come) as u64).saturating_sub(self.acknowledged);
         usize::try_from(window_tokens.saturating_sub(ahead)).unwrap_or(usize::MAX)
     }
 
-    /// Tokens left to feed: a rest of the prompt, or the one that was sampled last.
+    /// Tokens left to feed: a rest of the prompt, or the one that was or will be sampled last.
     pub(super) fn pending(&self) -> usize {
-        self.tokens.len() - self.fed
+        self.length() - self.fed
+    }
+
+    /// Tokens that can be fed in one step: one to come only by itself.
+    pub(super) fn feedable(&self) -> usize {
+        if self.awaits_token() { self.pending() } else { self.tokens.len() - self.fed }
+    }
+
+    /// All that it has is handed out, and more is to come.
+    pub(super) fn awaits_token(&self) -> bool {
+        self.fed == self.tokens.len() && self.to_come > 0
+    }
+
+    /// Tokens it has, with the one to come.
+    pub(super) fn length(&self) -> usize {
+        self.tokens.len() + self.to_come
+    }
+
+    /// Whether the token to come is its last one in any case.
+    pub(super) fn is_complete(&self) -> bool {
+        self.generated() + self.to_come >= self.job.max_new_tokens
+    }
+
+    /// Whether guesses are being checked: nobody knows yet where it goes on.
+    pub(super) fn is_guessing(&self) -> bool {
+        !self.guesses.is_empty()
     }
 
     /// Whether it feeds no more than the token that was sampled last.
     pub(super) fn decodes(&self) -> bool {
-        self.pending() == 1 && self.generated() > 0
+        self.pending() == 1 && self.generated() + self.to_come > 0
     }
 
     pub(super) fn gives_way(&self) -> bool {
@@ -92,7 +132,8 @@ impl Sequence {
 
     /// It no longer runs: nothing of it is in the model.
     pub(super) fn suspend(&mut self) -> Option<Chain> {
-        (self.fed, self.planned, self.passed_over, self.stalled) = (0, 0, 0, 0);
+        (self.fed, self.computed, self.passed_over, self.stalled) = (0, 0, 0, 0);
+        self.under_way.iter_mut().for_each(|part| part.end = 0);
         self.chain.take()
     }
 
@@ -103,30 +144,49 @@ impl Sequence {
                 self.cached += found - self.charged.max(self.fed);
             }
             self.fed = found;
+            self.computed = self.computed.max(found);
             self.charged = self.charged.max(found);
         }
     }
 
     /// Hands out its next `count` tokens and `guesses` at what follows them.
     pub(super) fn plan(&mut self, count: usize, guesses: &[TokenId]) -> Work {
-        let end = self.fed + count;
-        self.planned = count;
+        let (start, end) = (self.fed, self.fed + count);
+        self.under_way.push_back(Part { end, charged: end.saturating_sub(self.charged.max(start)) });
+        let to_come = self.awaits_token();
+        let samples = end == self.length();
+        self.fed = end;
+        self.to_come += usize::from(samples);
         self.charged = self.charged.max(end);
         self.passed_over = 0;
         self.guesses = guesses.iter().copied().collect();
+        let tokens = if to_come { vec![0] } else { [&self.tokens[start..end], guesses].concat() };
         Work {
             request_id: self.job.request_id,
-            start: self.fed,
-            tokens: [&self.tokens[self.fed..end], guesses].concat(),
+            start,
+            tokens,
+            to_come,
             guesses: guesses.len(),
             blocks: self.chain.as_ref().map_or_else(Vec::new, |chain| chain.blocks().to_vec()),
-            samples: end == self.tokens.len(),
+            samples,
         }
     }
 
-    /// Takes a sampled token.
+    /// The earliest step under way is done: the model has what it computed.
+    pub(super) fn step_done(&mut self) {
+        let end = self.under_way.pop_front().map_or(0, |part| part.end);
+        self.computed = self.computed.max(end);
+    }
+
+    /// Tokens under way that its tenant was charged for.
+    pub(super) fn charged_under_way(&self) -> usize {
+        self.under_way.iter().map(|part| part.charged).sum()
+    }
+
+    /// Takes a sampled token, the first of a step or one after a guess that came true.
     pub(super) fn take(&mut self, token: TokenId) -> Applied {
         self.tokens.push(token);
+        self.to_come = self.to_come.saturating_sub(1);
         let guess = self.guesses.pop_front();
         let came_true = guess == Some(token);
         if guess.is_some() {
@@ -134,6 +194,7 @@ impl Sequence {
         }
         if came_true {
             self.fed += 1;
+            self.computed += 1;
             self.charged += 1;
         }
         let finish = if self.job.end_tokens.contains(&token) {

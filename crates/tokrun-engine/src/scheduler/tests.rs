@@ -47,7 +47,7 @@ fn trace_of(scheduler: &mut Scheduler, steps: usize, token: impl Fn(RequestId, u
     let mut trace = String::new();
     for _ in 0..steps {
         let Plan { preempted, work } = scheduler.plan();
-        scheduler.computed(&work);
+        scheduler.computed(work.iter());
         let mut line: Vec<String> = preempted.iter().map(|request_id| format!("-{}", request_id.0)).collect();
         for work in work {
             let mut end = work.start + work.tokens.len() - work.guesses;
@@ -285,7 +285,7 @@ fn guesses_are_checked_in_one_step_and_only_those_that_came_true_count() {
     let Totals { drafted_tokens, accepted_tokens, .. } = scheduler.totals();
     assert_eq!(drafted_tokens, accepted_tokens);
     let Plan { work, .. } = scheduler.plan();
-    scheduler.computed(&work);
+    scheduler.computed(work.iter());
     assert_eq!(work[0].tokens.len(), 1 + work[0].guesses);
     let applied = scheduler.apply(RequestId(1), 99);
     assert_eq!(applied, Applied { finish: None, samples_again: false, rejected: work[0].guesses });
@@ -302,7 +302,7 @@ fn guesses_keep_to_the_window_and_to_the_length() {
     let mut generated = 0;
     while scheduler.running() + scheduler.waiting() > 0 {
         let Plan { work, .. } = scheduler.plan();
-        scheduler.computed(&work);
+        scheduler.computed(work.iter());
         let work = &work[0];
         assert!(work.guesses < 3, "no more than may be reported");
         for row in 0..=work.guesses {

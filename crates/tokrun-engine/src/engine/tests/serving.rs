@@ -16,14 +16,19 @@ struct Served {
     answers: BTreeMap<u64, (Vec<TokenId>, Finish)>,
     cached: BTreeMap<u64, usize>,
     rejected: u64,
+    surplus: u64,
     metrics: StepMetrics,
 }
 
 /// Serves all prompts, so many at a time.
 fn serve(blocks: usize, at_once: usize, sampling: &SamplingParams, options: EngineOptions) -> Served {
-    let bench = Bench::new(Fake::new(200, 16).paged(4, blocks), options);
+    serve_with(Fake::new(200, 16).paged(4, blocks), at_once, sampling, options)
+}
+
+fn serve_with(fake: Fake, at_once: usize, sampling: &SamplingParams, options: EngineOptions) -> Served {
+    let bench = Bench::new(fake, options);
     let (answers, cached) = (BTreeMap::new(), BTreeMap::new());
-    let mut served = Served { answers, cached, rejected: 0, metrics: StepMetrics::default() };
+    let mut served = Served { answers, cached, rejected: 0, surplus: 0, metrics: StepMetrics::default() };
     for group in prompts().chunks(at_once).enumerate() {
         for (index, prompt) in group.1.iter().enumerate() {
             let id = (group.0 * at_once + index) as u64;
@@ -49,6 +54,7 @@ fn read(bench: &Bench, count: usize, served: &mut Served) {
             assert_eq!(step.first.is_some(), row.is_empty(), "first comes with the first token, once");
             served.cached.extend(step.first.map(|first| (id, first.cached_tokens)));
             served.rejected += u64::from(step.rejected_draft_tokens);
+            served.surplus += u64::from(step.surplus_tokens);
             row.extend(step.token.map(|token| token.id));
             bench.engine.acknowledge(step.request_id, row.len() as u64);
             if let Some(finish) = step.finish {
@@ -89,11 +95,42 @@ fn text_does_not_depend_on_batch_cache_chunks_speculation_or_memory() {
     }
 }
 
+/// Of an executor that draws tokens while the next step is planned: the same texts.
+#[test]
+fn text_does_not_depend_on_who_draws_and_when() {
+    let plain = EngineOptions { prefix_cache: false, speculation: false, ..EngineOptions::default() };
+    let hot = SamplingParams { temperature: 0.7, top_p: 0.9, top_k: 20, ..SamplingParams::default() };
+    let penalised = SamplingParams { presence_penalty: 0.3, ..SamplingParams::default() };
+    for (sampling, is_plain) in [(&SamplingParams::greedy(), true), (&hot, true), (&penalised, false)] {
+        let alone = serve(1000, 1, sampling, plain.clone());
+        let mut surplus = 0;
+        for (at_once, step_tokens_max, blocks) in
+            [(1, 512, 1000), (3, 32, 60), (16, 512, 1000), (16, 5, 40), (16, 32, 30)]
+        {
+            for (prefix_cache, speculation) in [(false, false), (true, true)] {
+                let options = EngineOptions { step_tokens_max, prefix_cache, speculation, ..EngineOptions::default() };
+                let fake = Fake::new(200, 16).paged(4, blocks).drawing();
+                let served = serve_with(fake, at_once, sampling, options);
+                assert_eq!(served.answers, alone.answers, "{at_once} at once, chunks of {step_tokens_max}");
+                let StepMetrics { drafted_tokens, accepted_tokens, .. } = served.metrics;
+                assert_eq!(served.rejected, drafted_tokens - accepted_tokens);
+                surplus += served.surplus;
+            }
+        }
+        assert_eq!((alone.surplus, surplus > 0), (0, is_plain), "steps were under way when answers ended");
+    }
+}
+
 #[test]
 fn who_begins_alike_is_told_what_was_found() {
     let bench = Bench::new(Fake::new(200, 4).paged(4, 100), EngineOptions::default());
-    let mut served =
-        Served { answers: BTreeMap::new(), cached: BTreeMap::new(), rejected: 0, metrics: StepMetrics::default() };
+    let mut served = Served {
+        answers: BTreeMap::new(),
+        cached: BTreeMap::new(),
+        rejected: 0,
+        surplus: 0,
+        metrics: StepMetrics::default(),
+    };
     let prompt: Vec<TokenId> = (0..21).collect();
     for (id, cache_salt) in [(1, 0), (2, 0), (3, 5)] {
         bench.engine.submit(Submission { cache_salt, ..request(id, &prompt, 2) }).expect("there is room");

@@ -1,6 +1,6 @@
 //! Random traces against a made-up paged executor that knows what is really written where.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -61,6 +61,8 @@ fn event() -> impl Strategy<Value = Event> {
 struct Known {
     job: Job,
     output: Vec<TokenId>,
+    /// Sampled in a step that is under way.
+    to_come: Option<TokenId>,
     acknowledged: usize,
     /// Tokens that were computed for it or found, once each.
     seen: usize,
@@ -68,8 +70,19 @@ struct Known {
     ended: bool,
 }
 
+/// A work under way, what it samples, and what it served its tenant.
+struct Submitted {
+    work: Work,
+    tokens: Vec<TokenId>,
+    served: u64,
+    live: bool,
+}
+
 struct World {
     scheduler: Scheduler,
+    /// Steps that may be under way when the next one is planned.
+    depth: usize,
+    under_way: VecDeque<Vec<Submitted>>,
     limits: Limits,
     cache: Cache,
     known: BTreeMap<RequestId, Known>,
@@ -81,9 +94,11 @@ struct World {
 }
 
 impl World {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, depth: usize) -> Self {
         Self {
             scheduler: Scheduler::new(limits),
+            depth,
+            under_way: VecDeque::new(),
             limits,
             cache: Cache::default(),
             known: BTreeMap::new(),
@@ -105,7 +120,15 @@ impl World {
         let job = Job { priority, prompt, prompt_tokens, ..of_tenant(tenant, job(id, 0, max_new_tokens)) };
         self.scheduler.add(job.clone());
         self.largest_prompt = self.largest_prompt.max(prompt_tokens);
-        let known = Known { job, output: Vec::new(), acknowledged: 0, seen: 0, steps_passed_over: 0, ended: false };
+        let known = Known {
+            job,
+            output: Vec::new(),
+            to_come: None,
+            acknowledged: 0,
+            seen: 0,
+            steps_passed_over: 0,
+            ended: false,
+        };
         self.known.insert(RequestId(id), known);
     }
 
@@ -113,6 +136,8 @@ impl World {
         if let Some((id, known)) = self.known.iter_mut().nth(nth) {
             prop_assert_eq!(self.scheduler.remove(*id), !known.ended);
             known.ended = true;
+            let id = *id;
+            self.forget(id);
         }
         Ok(())
     }
@@ -126,18 +151,35 @@ impl World {
 
     /// One step, with everything that a plan promises; how many tokens it computed.
     fn step(&mut self) -> Result<usize, TestCaseError> {
+        if self.scheduler.waits_for_tokens() {
+            while !self.under_way.is_empty() {
+                self.collect()?;
+            }
+        }
         let Plan { preempted, work } = self.scheduler.plan();
         prop_assert!(preempted.iter().all(|id| !self.known[id].ended));
         let tokens: usize = work.iter().map(|work| work.tokens.len()).sum();
         prop_assert!(tokens <= self.limits.step_tokens_max && work.len() <= self.limits.sequences_max);
         self.check_blocks(&work)?;
-        self.scheduler.computed(&work);
-        for work in &work {
-            self.compute(work)?;
-        }
         self.check_turns(&work)?;
+        let submitted: Vec<Submitted> = work.into_iter().map(|work| self.submit(work)).collect::<Result<_, _>>()?;
+        let nothing = submitted.is_empty();
+        self.under_way.extend((!nothing).then_some(submitted));
+        if nothing || self.under_way.len() > self.depth {
+            self.collect()?;
+        }
         self.check_fairness()?;
         Ok(tokens)
+    }
+
+    /// What is under way for a request that ended is of no use; what that had served.
+    fn forget(&mut self, id: RequestId) -> u64 {
+        let mut served = 0;
+        for submitted in self.under_way.iter_mut().flatten().filter(|submitted| submitted.work.request_id == id) {
+            submitted.live = false;
+            served += submitted.served;
+        }
+        served
     }
 
     /// Whatever is written to belongs to one sequence, and no other reads it.
@@ -160,38 +202,71 @@ impl World {
         Ok(())
     }
 
-    fn compute(&mut self, work: &Work) -> Result<(), TestCaseError> {
+    /// The model computes a work, and samples.
+    fn submit(&mut self, mut work: Work) -> Result<Submitted, TestCaseError> {
         let known = self.known.get_mut(&work.request_id).expect("only known requests are planned");
         prop_assert!(!known.ended && !work.tokens.is_empty());
-        let row = [known.job.prompt.clone(), known.output.clone()].concat();
+        let row: Vec<TokenId> = known.job.prompt.iter().chain(&known.output).copied().chain(known.to_come).collect();
+        if work.to_come {
+            prop_assert_eq!(work.tokens.len(), 1);
+            work.tokens = vec![known.to_come.expect("it was sampled in the step before")];
+        }
         let confirmed = work.start + work.tokens.len() - work.guesses;
         prop_assert_eq!(&work.tokens[..work.tokens.len() - work.guesses], &row[work.start..confirmed]);
         prop_assert_eq!(work.samples, confirmed == row.len());
         prop_assert!(work.guesses == 0 || work.samples && self.limits.paging.is_some());
-        let tenant = self.served.entry(known.job.tenant).or_default();
-        *tenant += confirmed.saturating_sub(known.seen.max(work.start)) as u64;
+        let output = row.len() - known.job.prompt_tokens;
+        prop_assert!(!work.samples || output < known.job.max_new_tokens, "it goes on past its end");
+        let served = confirmed.saturating_sub(known.seen.max(work.start)) as u64;
+        *self.served.entry(known.job.tenant).or_default() += served;
         known.seen = known.seen.max(confirmed);
         // Without blocks the model keeps the row by itself.
         let seen = match self.limits.paging {
-            Some(_) => self.cache.extend(work),
+            Some(_) => self.cache.extend(&work),
             None => (work.start..confirmed).map(|last| row[..=last].to_vec()).collect(),
         };
         prop_assert_eq!(&seen[confirmed - work.start - 1], &row[..confirmed], "its blocks hold what it says");
-        for row in seen.iter().skip(confirmed - work.start - 1).take(if work.samples { usize::MAX } else { 0 }) {
-            let token = model(row);
-            known.output.push(token);
-            let ahead = known.output.len() - known.acknowledged;
-            prop_assert!(ahead as u64 <= self.limits.window_tokens);
-            let applied = self.scheduler.apply(work.request_id, token);
-            let all = known.output.len() == known.job.max_new_tokens;
-            let expected = if token == END { Some(Finish::Stop) } else { all.then_some(Finish::Length) };
-            prop_assert_eq!(&applied.finish, &expected);
-            known.ended = applied.finish.is_some();
-            if !applied.samples_again {
-                break;
+        let sampled = if work.samples { &seen[confirmed - work.start - 1..] } else { &[] };
+        let tokens: Vec<TokenId> = sampled.iter().map(|row| model(row)).collect();
+        if work.samples {
+            known.to_come = tokens.first().copied();
+        }
+        Ok(Submitted { work, tokens, served, live: true })
+    }
+
+    /// The earliest step under way is done.
+    fn collect(&mut self) -> Result<(), TestCaseError> {
+        let Some(step) = self.under_way.pop_front() else { return Ok(()) };
+        self.scheduler.computed(step.iter().filter(|submitted| submitted.live).map(|submitted| &submitted.work));
+        for Submitted { work, tokens, live, .. } in step {
+            let known = self.known.get_mut(&work.request_id).expect("only known requests are planned");
+            if !live || tokens.is_empty() {
+                continue;
             }
-            *tenant += 1;
-            known.seen += 1;
+            let later = |other: &Submitted| other.work.request_id == work.request_id && other.work.samples;
+            if !self.under_way.iter().flatten().any(later) {
+                known.to_come = None;
+            }
+            let tenant = known.job.tenant;
+            for token in tokens {
+                known.output.push(token);
+                let ahead = known.output.len() - known.acknowledged;
+                prop_assert!(ahead as u64 <= self.limits.window_tokens);
+                let applied = self.scheduler.apply(work.request_id, token);
+                let all = known.output.len() == known.job.max_new_tokens;
+                let expected = if token == END { Some(Finish::Stop) } else { all.then_some(Finish::Length) };
+                prop_assert_eq!(&applied.finish, &expected);
+                known.ended = applied.finish.is_some();
+                if !applied.samples_again {
+                    break;
+                }
+                *self.served.entry(tenant).or_default() += 1;
+                known.seen += 1;
+            }
+            if known.ended {
+                let surplus = self.forget(work.request_id);
+                *self.served.entry(tenant).or_default() -= surplus;
+            }
         }
         Ok(())
     }
@@ -270,9 +345,10 @@ proptest! {
         paging in paging(),
         prefix_cache in any::<bool>(),
         speculation in any::<bool>(),
+        depth in 0..2_usize,
     ) {
         let limits = Limits { sequences_max, step_tokens_max, window_tokens, paging, prefix_cache, speculation };
-        let mut world = World::new(limits);
+        let mut world = World::new(limits, depth);
         for event in events {
             match event {
                 Event::Add { tenant, priority, prompt, max_new_tokens } => world.add(tenant, priority, prompt, max_new_tokens),
@@ -291,7 +367,7 @@ fn two_busy_tenants_are_served_alike_to_the_end() {
     let paging = Some(Paging { block_tokens: BLOCK, blocks: 64, block_bytes: 1 });
     for (paging, sequences_max, step_tokens_max) in [(None, 4, 16), (paging, 4, 16), (paging, 8, 5), (None, 2, 64)] {
         let limits = Limits { paging, speculation: true, ..limits(sequences_max, step_tokens_max, 32) };
-        let mut world = World::new(limits);
+        let mut world = World::new(limits, sequences_max / 4 % 2);
         for id in 0..60 {
             world.add(1, 0, vec![id; 40], 2);
             world.add(2, (id % 3) as i32, vec![id, 2], 60);
