@@ -15,6 +15,7 @@
 // FAKECUDA_MEMORY_BYTES=n     memory of each device (4 GiB)
 // FAKECUDA_SEED=n             shuffles the order that threads run in
 // FAKECUDA_FAIL_LAUNCH=n      the n-th launch fails, and with it everything after, as an illegal address does
+// FAKECUDA_NO_KERNELS=1       kernels do nothing, so that all the time a step takes is the host's
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -78,6 +78,11 @@ bool must_fail() {
     return ++launches == failing;
 }
 
+bool kernels_run() {
+    static const bool run = !getenv("FAKECUDA_NO_KERNELS");
+    return run;
+}
+
 } // namespace
 
 API cuModuleLoadData(void** module, const void* image) {
@@ -160,7 +165,7 @@ API cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     const char* name = function->name.c_str();
     return enqueue(stream, [=] {
         if (must_fail()) return set_failed();
-        shim::launch(name, grid, block, shared_bytes, work);
+        if (kernels_run()) shim::launch(name, grid, block, shared_bytes, work);
     });
 }
 

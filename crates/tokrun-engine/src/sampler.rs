@@ -135,7 +135,9 @@ impl Sampler {
     /// How token `step` is chosen among the first `vocab_size`.
     fn draw(&self, vocab_size: usize, step: u64) -> Draw {
         let SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = self.params;
-        Draw { vocab_size, temperature, top_k, top_p, min_p, number: uniform(seed, step) }
+        // Without a temperature nothing is left to chance.
+        let number = if temperature == 0.0 { 0 } else { uniform(seed, step) };
+        Draw { vocab_size, temperature, top_k, top_p, min_p, number }
     }
 
     fn remember(&mut self, token: TokenId) {
