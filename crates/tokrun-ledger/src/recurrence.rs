@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admin::{arguments_hash, check_countable, check_memo, earlier, remember, require_wallet, seq_of};
+use crate::admin::{arguments_hash, check_countable, check_memo, earlier, remember, require_wallet};
 use crate::calendar::{Period, date_at, next_us};
 use crate::writer::Tx;
 use crate::{Credits, LedgerError, Result, query, tree};
@@ -111,8 +111,8 @@ impl Recurrence {
         let mut rows = statement.query([wallet])?;
         let mut recurrences = Vec::new();
         while let Some(row) = rows.next()? {
-            let zone_name: String = row.get(9)?;
-            let unknown = |_| LedgerError::Bad { reason: format!("there is no time zone {zone_name}") };
+            let (every, zone_name): (String, String) = (row.get(7)?, row.get(9)?);
+            let unknown = |_| LedgerError::Bad { reason: format!("no calendar has a period {every}") };
             recurrences.push(Recurrence {
                 seq: row.get(0)?,
                 id: row.get(1)?,
@@ -121,9 +121,9 @@ impl Recurrence {
                 rollover: row.get(4)?,
                 next_us: row.get(5)?,
                 given: row.get(6)?,
-                every: row.get_ref(7)?.as_str().unwrap_or_default().parse().unwrap_or(Period::Month),
+                every: every.parse().map_err(unknown)?,
                 on_day: row.get::<_, i64>(8)?.clamp(1, 31) as u8,
-                zone: TimeZone::get(&zone_name).map_err(unknown)?,
+                zone: zone_of(&zone_name)?,
                 zone_name,
                 until_us: row.get(10)?,
                 memo: row.get(11)?,
@@ -202,8 +202,7 @@ pub(crate) fn grant_every(tx: &mut Tx<'_>, request: &RecurringGrant) -> Result<R
             id
         }
     };
-    let seq = seq_of(tx.conn, "SELECT seq FROM recurrence WHERE id = ?1", &id)?;
-    let found = Recurrence::load_all(tx.conn, wallet.seq)?.into_iter().find(|recurrence| recurrence.seq == seq);
+    let found = Recurrence::load_all(tx.conn, wallet.seq)?.into_iter().find(|recurrence| recurrence.id == id);
     let ended = LedgerError::InvalidGrant { reason: "it was given under this key and has ended; use a new key" };
     found.map(|recurrence| recurrence.view()).ok_or(ended)
 }
@@ -215,11 +214,16 @@ pub(crate) fn end(tx: &mut Tx<'_>, id: &str) -> Result<Option<i64>> {
     Ok(ended)
 }
 
+/// The time zone that the ledger names; a guess in its place would give at the wrong hour.
+fn zone_of(name: &str) -> Result<TimeZone> {
+    TimeZone::get(name).map_err(|_| LedgerError::Bad { reason: format!("there is no time zone {name}") })
+}
+
 fn insert(tx: &Tx<'_>, wallet: i64, request: &RecurringGrant, zone_name: &str) -> Result<String> {
     let invalid = |reason| Err(LedgerError::InvalidGrant { reason });
     let start_us = request.start.map_or(tx.now_us, Timestamp::as_microsecond).max(tx.now_us);
     let until_us = request.until.map_or(i64::MAX, Timestamp::as_microsecond);
-    let zone = TimeZone::get(zone_name).unwrap_or(TimeZone::UTC);
+    let zone = zone_of(zone_name)?;
     let date = date_at(start_us, &zone);
     let (on_max, on) = match request.every {
         Period::Day => (1, 1),

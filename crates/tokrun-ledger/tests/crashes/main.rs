@@ -7,7 +7,7 @@
 #![allow(clippy::print_stderr, reason = "a failure names its seed")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 mod disk;
@@ -52,15 +52,15 @@ fn over_seeds(test: impl Fn(u64) -> bool + Sync) {
         test(seed);
         return;
     }
-    let (next, stop) = (AtomicU64::new(fastrand::u64(..1 << 32)), AtomicUsize::new(0));
+    let (next, stop) = (AtomicU64::new(fastrand::u64(..1 << 32)), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..RUNS_AT_ONCE {
             scope.spawn(|| {
-                while stop.load(Ordering::Relaxed) == 0 {
+                while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let outcome = catch_unwind(AssertUnwindSafe(|| test(seed)));
                     if !matches!(outcome, Ok(true)) {
-                        stop.fetch_add(1, Ordering::Relaxed);
+                        stop.store(true, Ordering::Relaxed);
                     }
                     if let Err(panic) = outcome {
                         eprintln!("to see this again: TOKRUN_CRASH_SEED={seed}");
