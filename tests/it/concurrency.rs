@@ -61,7 +61,8 @@ fn sixteen_processes_share_a_wallet_that_can_pay_for_half_of_them() {
         let total = answer["usage"]["total_tokens"].as_i64().expect("a count");
         assert_eq!(answer["allowance"]["debited"], total);
         debited += total;
-        assert_waited_at_most(&answer, 500.0);
+        // A queue that is not fair shows in seconds, sixteen processes on two busy cores in tens of milliseconds.
+        assert_waited_at_most(&answer, 3_000.0);
     }
 
     let left = home.balance("team");
