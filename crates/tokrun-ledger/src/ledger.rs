@@ -15,9 +15,9 @@ use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, RecurringGrant,
-    RecurringView, Result, Settled, Settlement, Statement, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport,
-    WalletChange, WalletView, admin, backup, health, query, recurrence, request, store, transfer, usage, verify,
-    wallets,
+    RecurringView, Result, Settled, Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow,
+    VerifyReport, WalletChange, WalletView, admin, backup, health, query, recurrence, request, statement, store,
+    transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -268,7 +268,12 @@ impl Ledger {
 
     /// The entries of a wallet that took effect in `[from, to)`; open ends reach to the first and the last.
     pub fn statement(&self, name: &str, from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Statement> {
-        self.read(|conn, now_us| query::statement(conn, name, from, to, now_us))
+        self.statement_of(&StatementQuery { from, to, ..StatementQuery::new(name) })
+    }
+
+    /// A statement of a wallet, or of all wallets under it together.
+    pub fn statement_of(&self, query: &StatementQuery) -> Result<Statement> {
+        self.read(|conn, now_us| statement::statement(conn, query, now_us))
     }
 
     /// What settled requests used, in the order of the groups' keys.

@@ -92,6 +92,7 @@ mod query;
 mod recover;
 mod recurrence;
 mod request;
+mod statement;
 mod store;
 mod text;
 mod transfer;
@@ -110,11 +111,12 @@ pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use ledger::{Clock, Ledger};
 pub use recurrence::{RecurringGrant, RecurringView};
+pub use statement::{Spending, Spent, Statement, StatementKind, StatementLine, StatementQuery, StatementRequest};
 pub use transfer::{Transfer, Transferred};
 pub use tree::{DrawTerms, NewWallet, WalletChange, WalletKind};
 pub use types::{
     Admission, Admitted, Debit, Debited, FinishReason, GrantKind, GrantRequest, GrantState, GrantView, PromptDebit,
-    Settled, Settlement, StarterGrant, Statement, StatementKind, StatementLine, WalletView,
+    Settled, Settlement, StarterGrant, WalletView,
 };
 pub use usage::{Percentiles, UsageBy, UsageQuery, UsageRow};
 pub use verify::{Problem, VerifyReport};

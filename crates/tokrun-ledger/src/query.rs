@@ -1,15 +1,12 @@
-//! Wallets and statements as a reader sees them. What time did since the last write is shown as if it were written.
+//! Wallets as a reader sees them. What time did since the last write is shown as if it were written.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use crate::funds::Funds;
-use crate::purse::{BURN_ORDER, EventKind, GRANT_COLUMNS, Grant, Purse};
+use crate::purse::{BURN_ORDER, GRANT_COLUMNS, Grant, Purse};
 use crate::recurrence::Recurrence;
-use crate::{
-    Credits, DrawTerms, GrantKind, GrantState, GrantView, LedgerError, Result, Statement, StatementKind, StatementLine,
-    WalletKind, WalletView, admin, tree,
-};
+use crate::{Credits, DrawTerms, GrantState, GrantView, LedgerError, Result, WalletKind, WalletView, admin, tree};
 
 /// Every wallet, by name.
 pub(crate) fn wallets(conn: &Connection, now_us: i64) -> Result<Vec<WalletView>> {
@@ -98,45 +95,6 @@ pub(crate) fn grant_view(conn: &Connection, seq: i64, now_us: i64) -> Result<Gra
     views.pop().ok_or_else(|| LedgerError::Corrupt { reason: format!("grant {seq} is missing") })
 }
 
-/// A wallet's entries that took effect in `[from, to)`.
-pub(crate) fn statement(
-    conn: &Connection,
-    name: &str,
-    from: Option<Timestamp>,
-    to: Option<Timestamp>,
-    now_us: i64,
-) -> Result<Statement> {
-    let wallet = admin::require_wallet(conn, name)?.seq;
-    let mut lines = written_lines(conn, wallet)?;
-    lines.extend(due_lines(conn, wallet, now_us)?);
-    lines.sort_by_key(|line| line.date);
-
-    let before = |line: &StatementLine, limit: Option<Timestamp>| limit.is_some_and(|limit| line.date < limit);
-    let mut balance = 0_i64;
-    let mut opening = 0;
-    let mut shown = Vec::new();
-    for mut line in lines {
-        balance += line.amount.micro();
-        if before(&line, from) {
-            opening = balance;
-        } else if to.is_none() || before(&line, to) {
-            line.balance_after = Credits::from_micro(balance);
-            shown.push(line);
-        }
-    }
-    let closing = shown.last().map_or(opening, |line| line.balance_after.micro());
-    let sql = "SELECT coalesce(sum(held + debited), 0) FROM in_flight f JOIN allowance g ON g.seq = f.allowance \
-         WHERE g.wallet = ?1";
-    let in_flight: i64 = conn.prepare_cached(sql)?.query_row([wallet], |row| row.get(0))?;
-    Ok(Statement {
-        wallet: name.to_owned(),
-        opening: Credits::from_micro(opening),
-        lines: shown,
-        closing: Credits::from_micro(closing),
-        in_flight: Credits::from_micro(in_flight),
-    })
-}
-
 /// A time of the file; one outside the calendar, which only tampering writes, is shown as its end.
 pub(crate) fn timestamp(micros: i64) -> Timestamp {
     Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 { Timestamp::MIN } else { Timestamp::MAX })
@@ -179,70 +137,4 @@ fn state(grant: &Grant, now_us: i64) -> GrantState {
         grant if grant.remaining == 0 => GrantState::Used,
         _ => GrantState::Live,
     }
-}
-
-/// The entries of a wallet as they were written.
-fn written_lines(conn: &Connection, wallet: i64) -> Result<Vec<StatementLine>> {
-    let sql = "SELECT e.effective_us, e.kind, sum(p.amount), e.request_id, \
-         iif(e.memo_digest IS NULL, NULL, (SELECT m.text FROM posting q JOIN memo m ON m.allowance = q.allowance \
-         WHERE q.entry = e.id AND q.amount > 0)), \
-         iif(e.kind = 'transfer', (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
-         LEFT JOIN wallet_name n ON n.wallet = q.account WHERE q.entry = e.id AND q.account <> ?1), NULL) \
-         FROM posting p JOIN entry e ON e.id = p.entry WHERE p.account = ?1 AND e.kind NOT IN ('repay', 'rollover') GROUP BY e.id ORDER BY e.id";
-    let mut statement = conn.prepare_cached(sql)?;
-    let lines = statement.query_map([wallet], |row| {
-        let kind = match row.get_ref(1)?.as_str()? {
-            "starter" => StatementKind::Starter,
-            "grant" => StatementKind::Grant,
-            "expire" => StatementKind::Expire,
-            "void" => StatementKind::Void,
-            "transfer" => StatementKind::Transfer,
-            _ => StatementKind::Settle,
-        };
-        Ok(StatementLine {
-            date: timestamp(row.get(0)?),
-            kind,
-            amount: Credits::from_micro(row.get(2)?),
-            balance_after: Credits::ZERO,
-            request_id: row.get(3)?,
-            memo: row.get(4)?,
-            other: row.get(5)?,
-        })
-    })?;
-    Ok(lines.collect::<rusqlite::Result<_>>()?)
-}
-
-/// The entries that the next writer will write because time has passed.
-fn due_lines(conn: &Connection, wallet: i64, now_us: i64) -> Result<Vec<StatementLine>> {
-    let mut purse = Purse::load(conn, wallet)?;
-    let mut lines = Vec::new();
-    for event in purse.pass_time(now_us) {
-        let Some(grant) = purse.grant(event.grant) else { continue };
-        let (kind, signed) = match event.kind {
-            EventKind::Activate if grant.kind == GrantKind::Starter => (StatementKind::Starter, event.amount),
-            EventKind::Activate => (StatementKind::Grant, event.amount),
-            // It moves within the wallet: no line.
-            EventKind::Repay | EventKind::Rollover => continue,
-            EventKind::Void => (StatementKind::Void, -event.amount),
-            EventKind::Expire => (StatementKind::Expire, -event.amount),
-        };
-        let memo = match event.kind {
-            EventKind::Activate if grant.seq < 0 => purse.memo_of(grant),
-            EventKind::Activate => conn
-                .prepare_cached("SELECT text FROM memo WHERE allowance = ?1")?
-                .query_row([grant.seq], |row| row.get(0))
-                .optional()?,
-            _ => None,
-        };
-        lines.push(StatementLine {
-            date: timestamp(event.at_us),
-            kind,
-            amount: Credits::from_micro(signed),
-            balance_after: Credits::ZERO,
-            request_id: None,
-            other: None,
-            memo,
-        });
-    }
-    Ok(lines)
 }

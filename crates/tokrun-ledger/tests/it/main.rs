@@ -8,5 +8,6 @@ mod migration;
 mod model;
 mod processes;
 mod recurring;
+mod statements;
 mod transfers;
 mod tree;

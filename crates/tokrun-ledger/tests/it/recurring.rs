@@ -59,9 +59,10 @@ fn a_monthly_grant_comes_at_local_midnight_and_what_is_left_rolls_over_up_to_a_c
     assert_eq!(left[0].expires.unwrap().to_string(), "2026-03-30T22:00:00Z", "summer time");
     let lines = ledger.statement("ada", None, None).unwrap().lines;
     let kinds: Vec<_> = lines.iter().map(|line| (line.kind, line.amount)).collect();
-    use StatementKind::{Expire, Grant, Settle};
-    let expected = [(Grant, 100), (Settle, -60), (Grant, 100), (Expire, -10), (Settle, -35)];
+    use StatementKind::{Expire, Grant, Rollover, Settle};
+    let expected = [(Grant, 100), (Settle, -60), (Rollover, 0), (Grant, 100), (Expire, -10), (Settle, -35)];
     assert_eq!(kinds, expected.map(|(kind, amount)| (kind, Credits::from_micro(amount * 1_000_000))));
+    assert_eq!(lines[2].moved, Some(credits(30)));
     verify(&ledger);
 }
 
