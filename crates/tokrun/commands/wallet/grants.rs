@@ -1,0 +1,94 @@
+//! `tokrun wallet grant` and `transfer`: what a wallet is given.
+
+use serde_json::json;
+use tokrun_ledger::{GrantRequest, GrantView, Ledger, Period, RecurringGrant, RecurringView, Transferred, WalletView};
+
+use super::period;
+use super::show::{json_grant, json_recurring, json_wallet};
+use crate::args::{Format, GrantArgs};
+use crate::failure::Failure;
+use crate::output;
+
+pub(super) fn grant(ledger: &Ledger, args: GrantArgs, format: Format) -> Result<(), Failure> {
+    let user = args.user.clone();
+    if args.every.is_some() {
+        let recurring = ledger.grant_every(recurring_grant(args))?;
+        granted_every(&recurring, &ledger.wallet(&user)?, format);
+    } else {
+        let grant = ledger.grant(grant_request(args))?;
+        granted(&grant, &ledger.wallet(&user)?, format);
+    }
+    Ok(())
+}
+
+fn grant_request(args: GrantArgs) -> GrantRequest {
+    GrantRequest {
+        wallet: args.user,
+        amount: args.amount,
+        priority: args.priority,
+        effective: args.effective,
+        expires: args.expires,
+        memo: args.memo,
+        idempotency_key: args.idempotency_key,
+    }
+}
+
+fn recurring_grant(args: GrantArgs) -> RecurringGrant {
+    RecurringGrant {
+        wallet: args.user,
+        amount: args.amount,
+        priority: args.priority,
+        every: args.every.map_or(Period::Month, period),
+        on: args.on,
+        start: args.effective,
+        until: args.until,
+        rollover: args.rollover,
+        memo: args.memo,
+        idempotency_key: args.idempotency_key,
+    }
+}
+
+fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
+    if format == Format::Json {
+        out!("{}", json!({ "grant": json_grant(grant), "wallet": json_wallet(wallet) }));
+        return;
+    }
+    out!(
+        "granted {} to {}, who has {} now",
+        output::credits(grant.amount),
+        wallet.name,
+        output::credits(wallet.balance)
+    );
+}
+
+fn granted_every(recurring: &RecurringView, wallet: &WalletView, format: Format) {
+    if format == Format::Json {
+        out!("{}", json!({ "recurring": json_recurring(recurring), "wallet": json_wallet(wallet) }));
+        return;
+    }
+    out!(
+        "{} every {} to {}, who has {} now; next at {}",
+        output::credits(recurring.amount),
+        recurring.every,
+        wallet.name,
+        output::credits(wallet.balance),
+        recurring.next.map_or_else(|| "no time".to_owned(), |next| next.to_string())
+    );
+}
+
+pub(super) fn transferred(done: &Transferred, format: Format) {
+    let amount = done.amount;
+    if format == Format::Json {
+        let (from, to) = (json_wallet(&done.from), json_wallet(&done.to));
+        out!("{}", json!({ "amount": output::credits_json(amount), "from": from, "to": to }));
+        return;
+    }
+    out!(
+        "{} went from {}, who has {} now, to {}, who has {}",
+        output::credits(amount),
+        done.from.name,
+        output::credits(done.from.balance),
+        done.to.name,
+        output::credits(done.to.balance)
+    );
+}

@@ -1,0 +1,151 @@
+//! `tokrun wallet list` and `show`: what a wallet has.
+
+use serde_json::{Value, json};
+use tokrun_ledger::{Credits, DrawTerms, GrantKind, GrantState, GrantView, RecurringView, WalletView};
+
+use crate::args::Format;
+use crate::output;
+
+pub(super) fn list(wallets: &[WalletView], format: Format) {
+    if format == Format::Json {
+        out!("{}", Value::from_iter(wallets.iter().map(json_wallet)));
+        return;
+    }
+    let rows = as_tree(wallets).into_iter().map(|(level, wallet)| {
+        vec![
+            format!("{}{}", "  ".repeat(level), wallet.name),
+            wallet.kind.to_string(),
+            output::credits(wallet.balance),
+            output::credits(wallet.drawable),
+            output::credits(wallet.in_flight),
+            if wallet.frozen { "frozen" } else { "" }.to_owned(),
+        ]
+    });
+    out!("{}", output::table(&["wallet", "kind", "balance", "may draw", "in flight", ""], &[2, 3, 4], rows));
+}
+
+/// Every wallet below its parent, with how deep it stands.
+fn as_tree(wallets: &[WalletView]) -> Vec<(usize, &WalletView)> {
+    let mut found = Vec::new();
+    let mut stack: Vec<(usize, &WalletView)> =
+        wallets.iter().rev().filter(|wallet| wallet.parent.is_none()).map(|wallet| (0, wallet)).collect();
+    while let Some((level, wallet)) = stack.pop() {
+        found.push((level, wallet));
+        let children = wallets.iter().rev().filter(|child| child.parent.as_ref() == Some(&wallet.name));
+        stack.extend(children.map(|child| (level + 1, child)));
+    }
+    found
+}
+
+pub(super) fn show(wallet: &WalletView, format: Format) {
+    if format == Format::Json {
+        out!("{}", json_wallet(wallet));
+        return;
+    }
+    let frozen = if wallet.frozen { ", frozen" } else { "" };
+    out!("{}: {} credits{frozen}", wallet.name, output::credits(wallet.balance));
+    if wallet.in_flight != Credits::ZERO {
+        out!("in flight: {}", output::credits(wallet.in_flight));
+    }
+    if wallet.drawable != Credits::ZERO {
+        out!("on top of it: {} from pools and overdrafts", output::credits(wallet.drawable));
+    }
+    if let Some(parent) = &wallet.parent {
+        out!("under {parent}{}", wallet.draw.map_or_else(String::new, |draw| draws(wallet, draw)));
+    }
+    for recurring in &wallet.recurring {
+        let next = recurring.next.map_or_else(String::new, |next| format!(", next at {next}"));
+        out!("{} every {} ({}){next}", output::credits(recurring.amount), recurring.every, recurring.zone);
+    }
+    if !wallet.grants.is_empty() {
+        let rows = wallet.grants.iter().map(|grant| {
+            vec![
+                format!("{}, {}", kind(grant.kind), state(grant.state)),
+                output::credits(grant.remaining),
+                output::credits(grant.amount),
+                grant.priority.to_string(),
+                grant.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string()),
+                grant.memo.as_deref().map(output::plain).unwrap_or_default(),
+            ]
+        });
+        out!("{}", output::table(&["grant", "left", "of", "priority", "expires", "memo"], &[1, 2, 3], rows));
+    }
+}
+
+fn draws(wallet: &WalletView, draw: DrawTerms) -> String {
+    let cap = draw.cap.map_or_else(|| "all".to_owned(), output::credits);
+    let every = draw.every.map_or_else(String::new, |every| format!(" a {every} ({})", wallet.zone));
+    format!(", of which it may draw {cap}{every}; {} are drawn", output::credits(wallet.drawn))
+}
+
+fn kind(kind: GrantKind) -> &'static str {
+    match kind {
+        GrantKind::Starter => "starter",
+        GrantKind::Grant => "grant",
+        GrantKind::Rollover => "rollover",
+        GrantKind::Transfer => "transfer",
+    }
+}
+
+fn state(state: GrantState) -> &'static str {
+    match state {
+        GrantState::Pending => "not yet",
+        GrantState::Live => "live",
+        GrantState::Used => "used up",
+        GrantState::Expired => "expired",
+        GrantState::Void => "void",
+    }
+}
+
+pub(super) fn json_wallet(wallet: &WalletView) -> Value {
+    json!({
+        "wallet": wallet.name,
+        "id": wallet.id,
+        "balance": output::credits_json(wallet.balance),
+        "drawable": output::credits_json(wallet.drawable),
+        "kind": wallet.kind,
+        "parent": wallet.parent,
+        "team": wallet.team,
+        "zone": wallet.zone,
+        "overdraft": output::credits_json(wallet.overdraft),
+        "draw": wallet.draw.map(|draw| json!({
+            "cap": draw.cap.map(output::credits_json),
+            "every": draw.every,
+            "drawn": output::credits_json(wallet.drawn),
+        })),
+        "in_flight": output::credits_json(wallet.in_flight),
+        "unit": "credits",
+        "frozen": wallet.frozen,
+        "recurring": wallet.recurring.iter().map(json_recurring).collect::<Value>(),
+        "grants": wallet.grants.iter().map(json_grant).collect::<Value>(),
+    })
+}
+
+pub(super) fn json_grant(grant: &GrantView) -> Value {
+    json!({
+        "id": grant.id,
+        "kind": grant.kind,
+        "state": grant.state,
+        "amount": output::credits_json(grant.amount),
+        "remaining": output::credits_json(grant.remaining),
+        "priority": grant.priority,
+        "effective": grant.effective,
+        "expires": grant.expires,
+        "memo": grant.memo,
+    })
+}
+
+pub(super) fn json_recurring(recurring: &RecurringView) -> Value {
+    json!({
+        "id": recurring.id,
+        "amount": output::credits_json(recurring.amount),
+        "priority": recurring.priority,
+        "every": recurring.every,
+        "on": recurring.on,
+        "zone": recurring.zone,
+        "rollover": output::credits_json(recurring.rollover),
+        "next": recurring.next,
+        "until": recurring.until,
+        "memo": recurring.memo,
+    })
+}
