@@ -3,11 +3,14 @@
 //! Every cut keeps the head of the distribution: all tokens whose logit is within some distance of the largest. So a
 //! small head is tried first, and widened until it surely holds what the cut keeps; only the head is looked at closely.
 
-use super::{BLOCK, fraction, most_probable_first, position};
+use super::{BLOCK, fraction, maximum, most_probable_first, position};
 
 /// How far below the largest logit each head reaches, in units of the temperature: within e^-4 = 1.8 % of the most
 /// probable token's probability, and so on to everything that is possible at all.
 const REACHES: [f32; 4] = [4.0, 8.0, 16.0, f32::INFINITY];
+
+/// Logits of which the largest is known before any is looked at for itself.
+const FEW: usize = 64;
 
 /// What a weight of 1 is in units. So many of them that 2^18 tokens, more than any vocabulary, stay below 2^63.
 const UNITS: f64 = (1_u64 << 44) as f64;
@@ -66,13 +69,16 @@ impl<'a> Distribution<'a> {
     /// All possible tokens whose logit is within `reach` temperatures of the largest, by id.
     pub(super) fn head(&self, reach: f32) -> Vec<Candidate> {
         let least = (self.largest - reach / self.scale).max(f32::MIN);
-        let within = self.logits.iter().enumerate().filter(|(_, logit)| **logit >= least);
-        let candidate = |(token, logit): (usize, &f32)| Candidate {
-            token: token as u32,
-            logit: *logit,
-            weight: self.weight(*logit),
-        };
-        within.map(candidate).collect()
+        let candidate = |token: usize, logit: f32| Candidate { token: token as u32, logit, weight: self.weight(logit) };
+        let mut head = Vec::new();
+        for (few, first) in self.logits.chunks(FEW).zip((0..).step_by(FEW)) {
+            // Most of a vocabulary is out of reach, and is passed over many tokens at a time.
+            if maximum(few) >= least {
+                let within = few.iter().zip(first..).filter(|(logit, _)| **logit >= least);
+                head.extend(within.map(|(logit, token)| candidate(token, *logit)));
+            }
+        }
+        head
     }
 
     /// The token at `number` / 2^64, when all tokens stand in a line by id, each as wide as its weight.
@@ -107,16 +113,20 @@ impl<'a> Distribution<'a> {
         exp((logit - self.largest) * self.scale)
     }
 
-    /// The sum of the weights of a block, in eight lanes that the compiler can keep side by side.
+    /// The sum of the weights of a block: one pass for weights and one for their sum, because the compiler keeps lanes
+    /// side by side only where all are equally wide.
     fn block_units(&self, block: &[f32]) -> u64 {
+        let mut weights = [0.0; BLOCK];
+        for (weight, logit) in weights.iter_mut().zip(block) {
+            *weight = self.weight(*logit);
+        }
         let mut lanes = [0_u64; 8];
-        let (eights, rest) = block.as_chunks::<8>();
-        for eight in eights {
-            for (lane, logit) in lanes.iter_mut().zip(eight) {
-                *lane += units(self.weight(*logit));
+        for eight in weights.as_chunks::<8>().0 {
+            for (lane, weight) in lanes.iter_mut().zip(eight) {
+                *lane += units(*weight);
             }
         }
-        lanes.iter().sum::<u64>() + rest.iter().map(|logit| units(self.weight(*logit))).sum::<u64>()
+        lanes.iter().sum()
     }
 }
 
