@@ -7,9 +7,11 @@ use clap_complete::Shell;
 use tokrun_ledger::Credits;
 
 mod bench;
+mod books;
 mod compute;
 
 pub(crate) use bench::{BenchArgs, Devices, Switch};
+pub(crate) use books::StatementArgs;
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
@@ -32,10 +34,12 @@ pub(crate) enum Format {
     Json,
     /// A Markdown table (`bench`).
     Md,
-    /// Comma-separated values (`bench`).
+    /// Comma-separated values (`bench`, `wallet statement`).
     Csv,
     /// One JSON object a line (`bench`).
     Jsonl,
+    /// A page to be printed (`wallet statement`).
+    Html,
 }
 
 #[derive(Debug, Subcommand)]
@@ -294,17 +298,8 @@ pub(crate) enum WalletCommand {
         /// Whose.
         user: String,
     },
-    /// Every booking of a wallet, with the balance after it.
-    Statement {
-        /// Whose; your account's name if absent.
-        user: Option<String>,
-        /// Bookings at or after this instant: a date, an instant, or how long ago (`30d`).
-        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
-        from: Option<jiff::Timestamp>,
-        /// Bookings before this instant.
-        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
-        to: Option<jiff::Timestamp>,
-    },
+    /// What came in and what was spent, between two instants or in a month.
+    Statement(StatementArgs),
 }
 
 /// Where a wallet stands, and what it may spend beside its grants.
@@ -458,19 +453,45 @@ fn instant(
     text: &str,
     from_now: impl Fn(&jiff::ZonedDateTime, jiff::Span) -> Result<jiff::ZonedDateTime, jiff::Error>,
 ) -> Result<jiff::Timestamp, String> {
-    if let Ok(zoned) = text.parse::<jiff::ZonedDateTime>() {
-        return Ok(zoned.timestamp());
+    When::parse(text, from_now)?.at(&jiff::tz::TimeZone::system())
+}
+
+/// An instant as people write it. A date alone has none until it is known whose day it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    At(jiff::Timestamp),
+    On(jiff::civil::DateTime),
+}
+
+impl When {
+    fn parse(
+        text: &str,
+        from_now: impl Fn(&jiff::ZonedDateTime, jiff::Span) -> Result<jiff::ZonedDateTime, jiff::Error>,
+    ) -> Result<When, String> {
+        if let Ok(zoned) = text.parse::<jiff::ZonedDateTime>() {
+            return Ok(When::At(zoned.timestamp()));
+        }
+        if let Ok(instant) = text.parse::<jiff::Timestamp>() {
+            return Ok(When::At(instant));
+        }
+        if let Ok(date) = text.parse::<jiff::civil::DateTime>() {
+            return Ok(When::On(date));
+        }
+        if let Ok(span) = text.parse::<jiff::Span>() {
+            let zoned = from_now(&jiff::ZonedDateTime::now(), span);
+            return zoned.map(|zoned| When::At(zoned.timestamp())).map_err(|error| error.to_string());
+        }
+        Err("expected a date (2026-12-31), an instant (2026-12-31T18:00:00Z) or a span of time (30d)".to_owned())
     }
-    if let Ok(instant) = text.parse::<jiff::Timestamp>() {
-        return Ok(instant);
+
+    /// The instant, where dates are those of a time zone.
+    pub(crate) fn at(self, zone: &jiff::tz::TimeZone) -> Result<jiff::Timestamp, String> {
+        match self {
+            When::At(instant) => Ok(instant),
+            When::On(date) => {
+                let zoned = date.to_zoned_datetime(zone.clone());
+                zoned.map(|zoned| zoned.timestamp()).map_err(|error| error.to_string())
+            }
+        }
     }
-    if let Ok(date) = text.parse::<jiff::civil::DateTime>() {
-        let zoned = date.to_zoned_datetime(jiff::tz::TimeZone::system());
-        return zoned.map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
-    }
-    if let Ok(span) = text.parse::<jiff::Span>() {
-        let zoned = from_now(&jiff::ZonedDateTime::now(), span);
-        return zoned.map(|zoned| zoned.timestamp()).map_err(|error| error.to_string());
-    }
-    Err("expected a date (2026-12-31), an instant (2026-12-31T18:00:00Z) or a span of time (30d)".to_owned())
 }

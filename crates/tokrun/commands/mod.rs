@@ -12,14 +12,14 @@ mod wallet;
 
 use clap::CommandFactory;
 
-use crate::args::{Cli, Command, Format};
+use crate::args::{Cli, Command, Format, WalletCommand};
 use crate::failure::{Failure, Status};
 
 /// Runs the command that was asked for.
 pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
     let format = cli.output;
-    if matches!(format, Format::Md | Format::Csv | Format::Jsonl) && !matches!(cli.command, Command::Bench(_)) {
-        let what = "only `bench` prints md, csv and jsonl";
+    if !prints(&cli.command, format) {
+        let what = "only `bench` prints md and jsonl, only `wallet statement` html, and only these two csv";
         return Err(Failure::new(Status::Usage, "usage", what).hint("use text or json"));
     }
     match cli.command {
@@ -37,5 +37,15 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
             out!("{}", String::from_utf8_lossy(&script).trim_end());
             Ok(Status::Done)
         }
+    }
+}
+
+/// Whether a command has a form for this format.
+fn prints(command: &Command, format: Format) -> bool {
+    match format {
+        Format::Text | Format::Json => true,
+        Format::Md | Format::Jsonl => matches!(command, Command::Bench(_)),
+        Format::Csv => matches!(command, Command::Bench(_) | Command::Wallet(WalletCommand::Statement(_))),
+        Format::Html => matches!(command, Command::Wallet(WalletCommand::Statement(_))),
     }
 }

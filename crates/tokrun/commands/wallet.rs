@@ -13,7 +13,7 @@ use crate::failure::{Failure, Status};
 use crate::home;
 
 pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Failure> {
-    let looks = matches!(command, WalletCommand::List | WalletCommand::Show { .. } | WalletCommand::Statement { .. });
+    let looks = matches!(command, WalletCommand::List | WalletCommand::Show { .. } | WalletCommand::Statement(_));
     let ledger = if looks { answer::ledger_to_read()? } else { answer::ledger()? };
     let own_or = |user: Option<String>| user.map_or_else(home::account, Ok);
     match command {
@@ -34,9 +34,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
         WalletCommand::Freeze { user } => show::show(&ledger.freeze(&user)?, format),
         WalletCommand::Thaw { user } => show::show(&ledger.thaw(&user)?, format),
-        WalletCommand::Statement { user, from, to } => {
-            statement::statement(&ledger.statement(&own_or(user)?, from, to)?, format);
-        }
+        WalletCommand::Statement(args) => statement::run(&ledger, &args, format)?,
     }
     Ok(Status::Done)
 }

@@ -73,7 +73,7 @@ pub(super) fn run(
                 windows.len()
             );
         }
-        Format::Text | Format::Md => {
+        Format::Text | Format::Md | Format::Html => {
             out!("| model | backend | windows | tokens scored | nll a token | perplexity |");
             out!("| --- | --- | ---: | ---: | ---: | ---: |");
             out!(

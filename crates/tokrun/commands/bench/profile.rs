@@ -149,7 +149,7 @@ fn print(profiles: &[Profile], format: Format) {
                 out!("{}", values.join(","));
             }
         }
-        Format::Text | Format::Md => print_md(profiles),
+        Format::Text | Format::Md | Format::Html => print_md(profiles),
     }
 }
 

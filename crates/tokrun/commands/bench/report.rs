@@ -195,7 +195,7 @@ impl Printer {
             Format::Json => self.rows.push(value),
             Format::Jsonl => out!("{value}"),
             Format::Csv => self.print_csv(&value),
-            Format::Text | Format::Md => self.print_md(row),
+            Format::Text | Format::Md | Format::Html => self.print_md(row),
         }
         self.printed += 1;
     }
