@@ -13,6 +13,7 @@ mod default_model;
 mod durability;
 mod exactness;
 mod latency;
+mod statements;
 mod structured;
 mod support;
 mod transcript;

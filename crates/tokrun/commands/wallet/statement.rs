@@ -133,9 +133,8 @@ fn groupings(statement: &Statement) -> Vec<(&'static str, &[Spent])> {
         ("wallet", &spending.by_wallet, !is_of_one),
         ("day", &spending.by_day, spending.by_day.len() > 1),
     ];
-    let told = |(by, groups, tells): (_, &'_ Vec<Spent>, bool)| tells.then_some((by, groups));
-    let told = groups.into_iter().filter_map(|group| told(group).map(|(by, groups)| (by, groups.as_slice())));
-    told.filter(|(_, groups)| !groups.is_empty()).collect()
+    let told = groups.into_iter().filter(|(_, groups, tells)| *tells && !groups.is_empty());
+    told.map(|(by, groups, _)| (by, groups.as_slice())).collect()
 }
 
 fn named(spent: &Spent) -> &str {
@@ -173,7 +172,7 @@ fn html_statement(statement: &Statement, zone: &TimeZone, each_request: bool) ->
     templates.add_template("statement.html", PAGE).map_err(failed)?;
     templates
         .get_template("statement.html")
-        .and_then(|template| template.render(minijinja::Value::from_serialize(&page)))
+        .and_then(|template| template.render(minijinja::value::Serde(&page)))
         .map_err(failed)
 }
 
