@@ -11,7 +11,7 @@ mod books;
 mod compute;
 
 pub(crate) use bench::{BenchArgs, Devices, Switch};
-pub(crate) use books::StatementArgs;
+pub(crate) use books::{ExportArgs, ExportFormat, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Wallet(WalletCommand),
     /// Requests, tokens, speed and latency by user, model or day.
     Usage(UsageArgs),
-    /// Check and back up the ledger.
+    /// Check, back up and export the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
     /// Check this machine and say what to do about what is wrong.
@@ -416,6 +416,8 @@ pub(crate) enum LedgerCommand {
         /// A file that does not exist yet.
         file: PathBuf,
     },
+    /// Write the books for other programs to stdout.
+    Export(ExportArgs),
 }
 
 #[derive(Debug, Args)]

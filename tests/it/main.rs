@@ -12,6 +12,7 @@ mod default_model;
 #[cfg(target_os = "linux")]
 mod durability;
 mod exactness;
+mod export;
 mod latency;
 mod statements;
 mod structured;

@@ -1,6 +1,7 @@
 //! The handle that everybody holds.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +15,10 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Debit, Debited, GrantRequest, GrantView, Health, LedgerError, NewWallet, RecurringGrant,
-    RecurringView, Result, Settled, Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow,
-    VerifyReport, WalletChange, WalletView, admin, backup, health, query, recurrence, request, statement, store,
-    transfer, usage, verify, wallets,
+    Admission, Admitted, Debit, Debited, ExportedEntry, ExportedRequest, GrantRequest, GrantView, Health, LedgerError,
+    NewWallet, RecurringGrant, RecurringView, Result, Settled, Settlement, Statement, StatementQuery, Transfer,
+    Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup, export, health, query,
+    recurrence, request, statement, store, transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -279,6 +280,35 @@ impl Ledger {
     /// What settled requests used, in the order of the groups' keys.
     pub fn usage(&self, usage_query: &UsageQuery) -> Result<Vec<UsageRow>> {
         self.read(|conn, _| usage::usage(conn, usage_query))
+    }
+}
+
+/// The books for other programs. Writers go on meanwhile; the state that is read is the one of the first row.
+impl Ledger {
+    /// What names this ledger; opaque.
+    pub fn id(&self) -> Result<String> {
+        self.read(|conn, _| Ok(conn.query_row("SELECT ledger_id FROM meta WHERE id = 1", [], |row| row.get(0))?))
+    }
+
+    /// Shows each entry that took effect in `[from, to)` to `visit`, in the order of the chain, until it breaks off. What
+    /// time has made due is an entry once somebody writes.
+    pub fn export_entries(
+        &self,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+        visit: impl FnMut(&ExportedEntry) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.read(|conn, _| export::entries(conn, from, to, visit))
+    }
+
+    /// Shows each request that was settled in `[from, to)` to `visit`, until it breaks off.
+    pub fn export_requests(
+        &self,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+        visit: impl FnMut(&ExportedRequest) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.read(|conn, _| export::requests(conn, from, to, visit))
     }
 }
 

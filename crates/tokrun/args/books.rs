@@ -1,10 +1,11 @@
 //! What is read out of the ledger, and brought into it.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::When;
+use crate::commands::CreditValue;
 
 /// A stretch of time, as a person says it.
 #[derive(Debug, Args)]
@@ -54,6 +55,28 @@ pub(crate) struct StatementArgs {
     /// Show each request on a line of its own, not those of a day together.
     #[arg(long)]
     pub(crate) requests: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// What is written.
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    #[command(flatten)]
+    pub(crate) span: SpanArgs,
+    /// What a credit is worth in money, for the costs of FOCUS; nothing if absent.
+    #[arg(long, value_name = "0.002EUR")]
+    pub(crate) credit_value: Option<CreditValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// Every posting of every entry, a row each.
+    Csv,
+    /// Every entry with its postings, as one list.
+    Json,
+    /// Every settled request, as rows of the FinOps FOCUS specification 1.3.
+    Focus,
 }
 
 fn when_back(text: &str) -> Result<When, String> {

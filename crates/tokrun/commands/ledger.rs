@@ -10,6 +10,7 @@ use crate::output;
 pub(crate) fn run(command: LedgerCommand, format: Format) -> Result<Status, Failure> {
     match command {
         LedgerCommand::Verify => return verify(&super::answer::ledger_to_check()?, format),
+        LedgerCommand::Export(args) => return super::export::run(&super::answer::ledger_to_read()?, &args),
         LedgerCommand::Backup { file: to } => {
             super::answer::ledger_to_read()?.backup(&to)?;
             if format == Format::Json {

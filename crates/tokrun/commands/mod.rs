@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod chat;
 mod doctor;
+mod export;
 mod generate;
 mod ledger;
 mod model;
@@ -11,6 +12,8 @@ mod usage;
 mod wallet;
 
 use clap::CommandFactory;
+
+pub(crate) use export::CreditValue;
 
 use crate::args::{Cli, Command, Format, WalletCommand};
 use crate::failure::{Failure, Status};
