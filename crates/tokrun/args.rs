@@ -283,6 +283,32 @@ pub(crate) enum WalletCommand {
         #[arg(long, value_name = "KEY")]
         idempotency_key: Option<String>,
     },
+    /// Pay a request back to the grants that paid it; what had expired meanwhile stays expired.
+    Refund {
+        /// Its id, as `generate --output json` and statements tell it.
+        request: String,
+        /// How many credits; all that was not refunded yet if absent.
+        amount: Option<Credits>,
+        /// What it is for; kept outside the hashed books.
+        #[arg(long, value_name = "TEXT")]
+        memo: Option<String>,
+        /// Refunding twice under the same key refunds once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
+    /// Take back what is left of a grant made by mistake, or of a transfer: its giver gets it.
+    Correct {
+        /// The grant's id, as `wallet show --output json` tells it; of a transfer, that of the grant received.
+        grant: String,
+        /// How many credits; all that is left of it if absent.
+        amount: Option<Credits>,
+        /// What it is for; kept outside the hashed books.
+        #[arg(long, value_name = "TEXT")]
+        memo: Option<String>,
+        /// Correcting twice under the same key corrects once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
     /// Take a grant back: what is left of it, or what a recurring one would still give.
     Void {
         /// Its id, as `wallet show --output json` tells it.

@@ -177,12 +177,14 @@ impl From<&LedgerError> for Failure {
         let (status, code) = match error {
             E::UnknownWallet { .. } => (Status::Unknown, "unknown_wallet"),
             E::UnknownGrant { .. } => (Status::Unknown, "unknown_grant"),
+            E::NotSettled { .. } => (Status::Unknown, "unknown_request"),
             E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
             E::WalletExists { .. } => (Status::Failed, "wallet_exists"),
             E::InvalidName { .. }
             | E::InvalidWallet { .. }
             | E::InvalidGrant { .. }
+            | E::InvalidReversal { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),

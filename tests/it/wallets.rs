@@ -76,6 +76,36 @@ fn credits_go_from_one_wallet_to_another() {
 }
 
 #[test]
+fn a_request_is_refunded_and_a_mistake_taken_back() {
+    let home = Home::new();
+    home.wallet("ada", 60);
+    let model = tiny_model();
+    let arguments = ["generate", "--raw", "hello", "--model", &model, "--user", "ada", "--ignore-eos", "-n", "20"];
+    let answer = home.json(&arguments);
+    let id = answer["request_id"].as_str().expect("an id").to_owned();
+    let cost = answer["allowance"]["debited"].as_f64().expect("a number");
+    let part = home.json(&["wallet", "refund", &id, "5", "--memo", "it hung", "--idempotency-key", "k"]);
+    assert_eq!((&part["amount"], &part["request_id"]), (&5.into(), &id.as_str().into()));
+    home.json(&["wallet", "refund", &id, "5", "--memo", "it hung", "--idempotency-key", "k"]);
+    assert!(text(&home.run(&["wallet", "refund", &id]).stdout).contains("refunded"));
+    assert_eq!(home.balance("ada"), 60);
+    assert_eq!(home.json(&["wallet", "show", "ada"])["balance"], 60);
+    assert!(cost >= 20.0);
+    for (arguments, status) in [
+        (&["wallet", "refund", &id][..], 2),
+        (&["wallet", "refund", "nobody's"], 4),
+        (&["wallet", "refund", &id, "-1"], 2),
+        (&["wallet", "correct", "nobody's"], 4),
+    ] {
+        assert_eq!(home.run(arguments).status.code(), Some(status), "{arguments:?}");
+    }
+    let grant = home.json(&["wallet", "show", "ada"])["grants"][0]["id"].as_str().expect("an id").to_owned();
+    assert_eq!(home.run(&["wallet", "correct", &grant, "61"]).status.code(), Some(2));
+    assert_eq!(home.json(&["wallet", "correct", &grant, "10", "--memo", "typo"])["wallet"]["balance"], 50);
+    home.verify();
+}
+
+#[test]
 fn wallets_are_listed_as_a_tree_and_moved() {
     let home = Home::new();
     team(&home);

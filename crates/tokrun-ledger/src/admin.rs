@@ -306,6 +306,11 @@ pub(crate) fn arguments_hash(arguments: &[&str]) -> Hash {
     hasher.finalize().into()
 }
 
+/// The text that `sql` finds for a row.
+pub(crate) fn text_of(conn: &Connection, sql: &str, seq: i64) -> Result<String> {
+    Ok(conn.prepare_cached(sql)?.query_row([seq], |row| row.get(0))?)
+}
+
 /// The row that `sql` finds for an opaque id.
 pub(crate) fn seq_of(conn: &Connection, sql: &str, id: &str) -> Result<i64> {
     Ok(conn.prepare_cached(sql)?.query_row([id], |row| row.get(0))?)

@@ -175,8 +175,13 @@ pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
 
 /// Digests a row from its column `first` on.
 pub(crate) fn row_digest(row: &Row<'_>, first: usize) -> Result<Hash> {
+    columns_digest(row, first..row.as_ref().column_count())
+}
+
+/// Digests some columns of a row.
+pub(crate) fn columns_digest(row: &Row<'_>, columns: std::ops::Range<usize>) -> Result<Hash> {
     let mut encoder = Encoder(Sha256::new());
-    for column in first..row.as_ref().column_count() {
+    for column in columns {
         encoder.value(row.get_ref(column)?);
     }
     Ok(encoder.0.finalize().into())

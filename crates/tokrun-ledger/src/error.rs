@@ -76,6 +76,18 @@ pub enum LedgerError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A refund or correction of more than was taken, or of nothing.
+    #[error("this cannot be taken back: {reason}")]
+    InvalidReversal {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// No settled request has this id.
+    #[error("there is no settled request `{}`; `tokrun wallet statement USER` tells their ids", shown(id))]
+    NotSettled {
+        /// The id asked for.
+        id: String,
+    },
     /// A request that contradicts itself, a bug of the caller.
     #[error("invalid request `{}`: {reason}", shown(id))]
     InvalidRequest {

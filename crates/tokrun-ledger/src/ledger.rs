@@ -15,10 +15,10 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Debit, Debited, ExportedEntry, ExportedRequest, GrantRequest, GrantView, Health, LedgerError,
-    NewWallet, RecurringGrant, RecurringView, Result, Settled, Settlement, Statement, StatementQuery, Transfer,
-    Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup, export, health, query,
-    recurrence, request, statement, store, transfer, usage, verify, wallets,
+    Admission, Admitted, Correction, Debit, Debited, ExportedEntry, ExportedRequest, GrantRequest, GrantView, Health,
+    LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed, Settled, Settlement, Statement,
+    StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup,
+    export, health, query, recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -228,6 +228,24 @@ impl Ledger {
     /// [`InvalidGrant`](LedgerError::InvalidGrant).
     pub fn transfer(&self, request: Transfer) -> Result<Transferred> {
         self.administer(move |tx| transfer::transfer(tx, &request))
+    }
+
+    /// Pays a settled request back to the grants that paid it, wholly or in part. With an idempotency key, repeating it
+    /// pays nothing more.
+    ///
+    /// # Errors
+    /// [`LedgerError::NotSettled`], [`InvalidReversal`](LedgerError::InvalidReversal) for more than was paid.
+    pub fn refund(&self, request: Refund) -> Result<Reversed> {
+        self.administer(move |tx| reversal::refund(tx, &request))
+    }
+
+    /// Takes back what is left of a grant made by mistake, or of a transfer: its giver gets it. With an idempotency key,
+    /// repeating it takes nothing more.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownGrant`], [`InvalidReversal`](LedgerError::InvalidReversal) for more than is left.
+    pub fn correct(&self, request: Correction) -> Result<Reversed> {
+        self.administer(move |tx| reversal::correct(tx, &request))
     }
 
     /// Makes a grant void: what is left of it is gone, what requests have of it they may spend. Of a recurring grant's id:

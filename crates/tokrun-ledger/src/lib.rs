@@ -76,6 +76,7 @@
 //! ```
 
 mod admin;
+mod audit;
 mod backup;
 mod calendar;
 mod chain;
@@ -93,6 +94,7 @@ mod query;
 mod recover;
 mod recurrence;
 mod request;
+mod reversal;
 mod statement;
 mod store;
 mod text;
@@ -113,6 +115,7 @@ pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use ledger::{Clock, Ledger};
 pub use recurrence::{RecurringGrant, RecurringView};
+pub use reversal::{Correction, Refund, Reversed};
 pub use statement::{Spending, Spent, Statement, StatementKind, StatementLine, StatementQuery, StatementRequest};
 pub use transfer::{Transfer, Transferred};
 pub use tree::{DrawTerms, NewWallet, WalletChange, WalletKind};

@@ -63,6 +63,7 @@ impl Grant {
                 "starter" => GrantKind::Starter,
                 "rollover" => GrantKind::Rollover,
                 "transfer" => GrantKind::Transfer,
+                "refund" => GrantKind::Refund,
                 _ => GrantKind::Grant,
             },
             amount: row.get("amount")?,
@@ -337,6 +338,13 @@ impl Purse {
         let line = self.grants.last_mut()?;
         (line.remaining, line.dirty) = (line.remaining + amount, true);
         Some(Event { grant: seq, to: Some(line.seq), kind: EventKind::Repay, amount, at_us })
+    }
+
+    /// Takes an amount, which is left, out of one grant.
+    pub(crate) fn take_out(&mut self, seq: i64, amount: i64) {
+        for grant in self.grants.iter_mut().filter(|grant| grant.seq == seq) {
+            (grant.remaining, grant.dirty) = (grant.remaining - amount, true);
+        }
     }
 
     /// Makes a grant void. `Some` if something was left of it.

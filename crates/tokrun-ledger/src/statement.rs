@@ -102,6 +102,10 @@ pub enum StatementKind {
     Void,
     /// Given to, or received from, another wallet.
     Transfer,
+    /// A settled request was paid back.
+    Refund,
+    /// A grant or a transfer was taken back, wholly or in part.
+    Correct,
     /// What was left of a recurring grant went on into its next period: the balance stays.
     Rollover,
 }
@@ -116,14 +120,16 @@ impl StatementKind {
             StatementKind::Expire => "expire",
             StatementKind::Void => "void",
             StatementKind::Transfer => "transfer",
+            StatementKind::Refund => "refund",
+            StatementKind::Correct => "correct",
             StatementKind::Rollover => "rollover",
         }
     }
 
     /// The kind of an entry.
     fn of_entry(name: &str) -> StatementKind {
-        use StatementKind::{Expire, Grant, Rollover, Settle, Starter, Transfer, Void};
-        let known = [Starter, Grant, Settle, Expire, Void, Transfer, Rollover];
+        use StatementKind::{Correct, Expire, Grant, Refund, Rollover, Settle, Starter, Transfer, Void};
+        let known = [Starter, Grant, Settle, Expire, Void, Transfer, Refund, Correct, Rollover];
         known.into_iter().find(|kind| kind.as_str() == name).unwrap_or(Settle)
     }
 }
@@ -192,6 +198,9 @@ fn title(kind: StatementKind, is_less: bool) -> &'static str {
         StatementKind::Void => "taken back",
         StatementKind::Transfer if is_less => "sent",
         StatementKind::Transfer => "received",
+        StatementKind::Refund => "refunded",
+        StatementKind::Correct if is_less => "corrected",
+        StatementKind::Correct => "returned",
         StatementKind::Rollover => "rolled over",
     }
 }
@@ -287,12 +296,14 @@ fn written_lines(conn: &Connection, wallet: i64, subtree: bool, window: &Window)
          CROSS JOIN entry e ON e.id = p.entry WHERE e.effective_us >= ?3 AND e.effective_us < ?4 \
          GROUP BY e.id HAVING sum(p.amount) <> 0 OR e.kind = 'rollover') \
          SELECT l.effective_us, l.kind, l.amount, l.moved, l.request_id, \
-         iif(l.memo_digest IS NULL, NULL, (SELECT m.text FROM posting q JOIN memo m ON m.allowance = q.allowance \
-         WHERE q.entry = l.id AND q.amount > 0)), \
-         iif(l.kind = 'transfer', (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
-         LEFT JOIN wallet_name n ON n.wallet = q.account WHERE q.entry = l.id AND q.account NOT IN member), NULL), \
+         CASE WHEN l.memo_digest IS NULL THEN NULL WHEN l.kind IN ('refund', 'correct') \
+         THEN (SELECT m.text FROM entry_memo m WHERE m.entry = l.id) \
+         ELSE (SELECT m.text FROM posting q JOIN memo m ON m.allowance = q.allowance \
+         WHERE q.entry = l.id AND q.amount > 0) END, \
+         iif(l.kind IN ('transfer', 'correct'), (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
+         LEFT JOIN wallet_name n ON n.wallet = q.account WHERE q.entry = l.id AND q.allowance IS NOT NULL AND q.account NOT IN member), NULL), \
          r.model, r.project, r.prompt_tokens, r.output_tokens, coalesce(n.name, a.id) \
-         FROM line l LEFT JOIN request_log r ON l.kind = 'settle' AND r.id = l.request_id \
+         FROM line l LEFT JOIN request_log r ON l.kind IN ('settle', 'refund') AND r.id = l.request_id \
          LEFT JOIN account a ON a.seq = r.wallet LEFT JOIN wallet_name n ON n.wallet = r.wallet ORDER BY l.id"
     );
     let mut statement = conn.prepare_cached(&sql)?;

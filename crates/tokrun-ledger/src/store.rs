@@ -14,7 +14,12 @@ use crate::{LedgerError, Result, chain};
 pub(crate) const APPLICATION_ID: i64 = 0x746f_6b72;
 
 /// Every version's changes in order; the last one's number is the schema version.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/3.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
+];
 
 /// Older write-ahead logs can lose commits when two connections meet.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;

@@ -274,6 +274,8 @@ pub enum GrantKind {
     Transfer,
     /// What was left of a recurring grant when its next period began.
     Rollover,
+    /// What an overdraft had paid for a request that was refunded.
+    Refund,
 }
 
 /// What a grant is good for now.

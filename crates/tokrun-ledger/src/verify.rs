@@ -4,7 +4,8 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::chain::{self, Entry, Hash, LOGGED, TERMS};
-use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, store};
+use crate::reversal::{REVERSALS, REVERSED};
+use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, audit, store};
 
 /// A file with more wrong than this is not repaired line by line.
 const PROBLEMS_MAX: usize = 100;
@@ -66,6 +67,8 @@ pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
         check_chain,
         check_postings,
         check_terms,
+        check_promises,
+        check_reversals,
         check_grants,
         check_log,
         check_logged,
@@ -152,7 +155,7 @@ fn check_entry(entry: &Entry, before: i64, hash_before: &Hash, report: &mut Veri
     }
     let sum: i128 = entry.postings.iter().map(|posting| i128::from(posting.amount)).sum();
     // Free tokens are settled without any.
-    if sum != 0 || entry.postings.is_empty() && entry.kind != "settle" {
+    if sum != 0 || entry.postings.is_empty() && entry.kind != "settle" && !audit::KINDS.contains(&entry.kind.as_str()) {
         report.add(Some(id), format!("its {} postings sum to {sum} micro-credits, not to zero", entry.postings.len()));
     }
     if entry.kind == "settle" && !settles(&entry.idempotency_key, entry.request_id.as_deref()) {
@@ -197,6 +200,54 @@ fn check_terms(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     })
 }
 
+/// What was promised before its time, or outside its own entry, is what a grant is.
+fn check_promises(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = format!(
+        "SELECT e.id, e.subject_digest, {TERMS} FROM entry e LEFT JOIN allowance g ON g.id = substr(e.idempotency_key, 9) \
+         LEFT JOIN account a ON a.seq = g.wallet WHERE e.idempotency_key >= 'promise:' AND e.idempotency_key < 'promise;' \
+         ORDER BY e.id"
+    );
+    each(conn, &sql, |row| {
+        if !is_digest(row, 1, chain::row_digest(row, 2)?)? {
+            report.add(row.get(0)?, "the terms of the grant that it promises were changed");
+        }
+        Ok(())
+    })
+}
+
+/// Refunds and corrections are what their entries say, and never more than was taken.
+fn check_reversals(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = format!(
+        "SELECT e.id, e.subject_digest, {REVERSED}, m.salt, m.text, e.memo_digest FROM entry e \
+         LEFT JOIN reversal x ON x.entry = e.id {REVERSALS} LEFT JOIN entry_memo m ON m.entry = e.id \
+         WHERE e.idempotency_key >= 'refund:' AND e.idempotency_key < 'refund;' \
+         OR e.idempotency_key >= 'correct:' AND e.idempotency_key < 'correct;' UNION ALL \
+         SELECT x.entry, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM reversal x LEFT JOIN entry e \
+         ON e.id = x.entry AND e.kind IN ('refund', 'correct') WHERE e.id IS NULL ORDER BY 1"
+    );
+    each(conn, &sql, |row| {
+        if !is_digest(row, 1, chain::columns_digest(row, 2..6)?)? {
+            report.add(row.get(0)?, "what it takes back was changed");
+        }
+        if let (Some(salt), Some(text)) = (row.get::<_, Option<Vec<u8>>>(6)?, row.get::<_, Option<String>>(7)?)
+            && !is_digest(row, 8, chain::salted(&salt, &text))?
+        {
+            report.add(row.get(0)?, "its memo was changed");
+        }
+        Ok(())
+    })?;
+    let sql = "SELECT x.entry FROM reversal x LEFT JOIN posting p ON p.entry = x.entry AND p.amount < 0 \
+         GROUP BY x.entry HAVING total(p.amount) <> -x.amount UNION \
+         SELECT max(x.entry) FROM reversal x JOIN request_log r ON r.seq = x.request \
+         GROUP BY x.request HAVING sum(x.amount) > r.debited UNION \
+         SELECT max(x.entry) FROM reversal x JOIN allowance g ON g.seq = x.corrected \
+         GROUP BY x.corrected HAVING sum(x.amount) > g.amount ORDER BY 1";
+    each(conn, sql, |row| {
+        report.add(row.get(0)?, "it takes back another amount than it says, or more than was taken");
+        Ok(())
+    })
+}
+
 /// Per grant, and so per wallet: entries - in flight = what remains.
 fn check_grants(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     check_grants_where(conn, report, "TRUE")
@@ -207,10 +258,13 @@ fn check_grants_where(conn: &Connection, report: &mut VerifyReport, condition: &
         "WITH checked AS (SELECT * FROM allowance g WHERE {condition}), \
          posted AS (SELECT allowance, sum(amount) AS net, sum(max(amount, 0)) AS given FROM posting \
          WHERE account IN (SELECT wallet FROM checked) AND allowance IS NOT NULL GROUP BY allowance), \
+         returned AS (SELECT p.allowance, sum(p.amount) AS amount FROM reversal x JOIN posting p ON p.entry = x.entry \
+         WHERE p.allowance IS NOT NULL AND p.amount > 0 GROUP BY p.allowance), \
          flying AS (SELECT allowance, sum(held + debited) AS amount FROM in_flight GROUP BY allowance) \
-         SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0), coalesce(f.amount, 0), \
-         g.kind = 'overdraft' \
+         SELECT g.id, g.amount, g.active, g.remaining, coalesce(p.net, 0), coalesce(p.given, 0) - iif(g.kind = 'refund', 0, coalesce(r.amount, 0)), coalesce(f.amount, 0), \
+         g.kind = 'overdraft', g.kind = 'refund' \
          FROM checked g LEFT JOIN posted p ON p.allowance = g.seq LEFT JOIN flying f ON f.allowance = g.seq \
+         LEFT JOIN returned r ON r.allowance = g.seq \
          ORDER BY g.seq"
     );
     each(conn, &sql, |row| {
@@ -220,7 +274,9 @@ fn check_grants_where(conn: &Connection, report: &mut VerifyReport, condition: &
         // Of an overdraft, entries say the used part.
         let is_overdraft = row.get(7)?;
         let remaining = if is_overdraft && active { remaining - amount } else { remaining };
-        if !is_overdraft && given != if active { amount } else { 0 } {
+        // A grant that a refund made may be refunded to again.
+        let is_given = given == if active { amount } else { 0 } || row.get(8)? && given > amount;
+        if !is_overdraft && !is_given {
             report.add(None, format!("grant {id} is of {amount} micro-credits, its entries say {given}"));
         }
         if i128::from(net) - i128::from(flying) != i128::from(remaining) {

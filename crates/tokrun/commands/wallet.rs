@@ -1,11 +1,12 @@
 //! `tokrun wallet`: who has how much.
 
 mod grants;
+mod reversals;
 mod show;
 mod statement;
 mod terms;
 
-use tokrun_ledger::{NewWallet, Period, Transfer};
+use tokrun_ledger::{Correction, NewWallet, Period, Refund, Transfer};
 
 use super::answer;
 use crate::args::{Every, Format, WalletCommand};
@@ -30,6 +31,14 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         WalletCommand::Transfer { from, to, amount, expires, memo, idempotency_key } => {
             let done = ledger.transfer(Transfer { from, to, amount, expires, memo, idempotency_key })?;
             grants::transferred(&done, format);
+        }
+        WalletCommand::Refund { request, amount, memo, idempotency_key } => {
+            let refund = Refund { request_id: request, amount, memo, idempotency_key };
+            reversals::refunded(&ledger.refund(refund)?, format);
+        }
+        WalletCommand::Correct { grant, amount, memo, idempotency_key } => {
+            let correction = Correction { grant_id: grant, amount, memo, idempotency_key };
+            reversals::corrected(&ledger.correct(correction)?, format);
         }
         WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
         WalletCommand::Freeze { user } => show::show(&ledger.freeze(&user)?, format),

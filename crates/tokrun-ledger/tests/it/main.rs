@@ -8,6 +8,7 @@ mod migration;
 mod model;
 mod processes;
 mod recurring;
+mod reversals;
 mod statements;
 mod transfers;
 mod tree;

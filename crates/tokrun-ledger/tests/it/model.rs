@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use proptest::prelude::*;
 use tokrun_ledger::{
     Admission, Admitted, Credits, Debit, Debited, DrawTerms, FinishReason, GrantRequest, Ledger, LedgerError,
-    NewWallet, Price, PromptDebit, Result, Settled, Settlement, WalletKind,
+    NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement, WalletKind,
 };
 
 use crate::common::{Home, admission, at, verify};
@@ -41,6 +41,8 @@ enum Op {
     /// Of requests by their place among all admitted ones; `None` for the prompt where it is due.
     Debit(Vec<(usize, u32, u64)>),
     Settle(usize),
+    /// Of a settled request, by its place; in hundredths of what is not refunded.
+    Refund(usize, i64),
     Freeze {
         wallet: usize,
         frozen: bool,
@@ -66,6 +68,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => admit,
         12 => debit,
         4 => (0..1000_usize).prop_map(Op::Settle),
+        2 => (0..1000_usize, 1..=100_i64).prop_map(|(which, percent)| Op::Refund(which, percent)),
         1 => (0..4_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
         4 => (1..25_i64).prop_map(Op::Pass),
         1 => Just(Op::Crash),
@@ -106,6 +109,8 @@ struct Request {
     running: bool,
     taken: BTreeMap<usize, Taken>,
     settled: Option<FinishReason>,
+    /// Per grant.
+    refunded: BTreeMap<usize, i64>,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +121,8 @@ struct Model {
     /// From the team.
     drawn: [i64; 4],
     requests: Vec<Request>,
+    /// To other grants than overdrafts.
+    refunded: i64,
 }
 
 #[derive(Debug, PartialEq)]
@@ -253,7 +260,17 @@ impl Model {
             taken.insert(grant, Taken { held, debited: 0 });
         }
         let (cached, output, running, settled) = (0, 0, false, None);
-        self.requests.push(Request { wallet, prompt, cached, output, price, running, taken, settled });
+        self.requests.push(Request {
+            wallet,
+            prompt,
+            cached,
+            output,
+            price,
+            running,
+            taken,
+            settled,
+            refunded: BTreeMap::new(),
+        });
         Ok(needed)
     }
 
@@ -333,6 +350,39 @@ impl Model {
         self.requests[id].settled = Some(reason);
     }
 
+    /// Gives back to the grants that paid, the one that burns last first. What an overdraft paid comes as a new grant.
+    fn refund(&mut self, id: usize, mut amount: i64) {
+        let request = &self.requests[id];
+        let mut order: Vec<usize> = request.taken.keys().copied().collect();
+        order.sort_by_key(|&index| {
+            let grant = &self.grants[index];
+            (grant.is_overdraft, grant.wallet != request.wallet, grant.priority, grant.expires_us, index)
+        });
+        let mut new = Vec::new();
+        for index in order.into_iter().rev() {
+            let request = &mut self.requests[id];
+            let refunded = request.refunded.entry(index).or_default();
+            let part = amount.min(request.taken[&index].debited - *refunded);
+            (*refunded, amount) = (*refunded + part, amount - part);
+            let grant = &mut self.grants[index];
+            if grant.is_overdraft {
+                new.push((grant.wallet, part));
+            } else {
+                grant.settled -= part;
+                self.refunded += part;
+                *(if grant.expires_us <= self.now_us { &mut grant.expired } else { &mut grant.remaining }) += part;
+            }
+        }
+        for (wallet, part) in new.into_iter().filter(|&(_, part)| part > 0) {
+            self.grant(wallet, part, 0, self.now_us, i64::MAX);
+        }
+        assert_eq!(amount, 0);
+    }
+
+    fn not_refunded(&self, id: usize) -> i64 {
+        self.debited(id) - self.requests[id].refunded.values().sum::<i64>()
+    }
+
     fn in_flight(&self, grant: usize) -> i64 {
         let open = self.requests.iter().filter(|request| request.settled.is_none());
         open.filter_map(|request| request.taken.get(&grant)).map(|taken| taken.held + taken.debited).sum()
@@ -378,6 +428,7 @@ impl Pair {
             Op::Admit { wallet, prompt, price } => self.admit(wallet, prompt, price),
             Op::Debit(ref debits) => self.debit(debits),
             Op::Settle(which) => self.settle(which),
+            Op::Refund(which, percent) => self.refund(which, percent),
             Op::Freeze { wallet, frozen } => {
                 let name = WALLETS[wallet];
                 if frozen { self.ledger.freeze(name) } else { self.ledger.thaw(name) }.unwrap();
@@ -485,6 +536,24 @@ impl Pair {
         assert_eq!(balance.micro(), self.model.balance(request.wallet));
     }
 
+    fn refund(&mut self, which: usize, percent: i64) {
+        let settled = |id: &usize| self.model.requests[*id].settled.is_some();
+        let ids: Vec<usize> = (0..self.model.requests.len()).filter(settled).collect();
+        let Some(&id) = ids.get(which % ids.len().max(1)) else { return };
+        let left = self.model.not_refunded(id);
+        let amount = (left * percent / 100).max(1);
+        let micro = Credits::from_micro;
+        let refund = Refund { amount: Some(micro(amount)), ..Refund::new(format!("request-{id}")) };
+        match self.ledger.refund(refund) {
+            Ok(done) => {
+                self.model.refund(id, amount);
+                assert_eq!(done.reversed, micro(self.model.debited(id) - self.model.not_refunded(id)));
+            }
+            Err(LedgerError::InvalidReversal { .. }) => assert!(amount > left),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
     /// What everybody can see is what the model has.
     fn compare(&self) {
         for (wallet, name) in WALLETS.iter().enumerate() {
@@ -540,6 +609,6 @@ proptest! {
         verify(&pair.ledger);
         let log: i64 = pair.ledger.usage(&tokrun_ledger::UsageQuery::new(tokrun_ledger::UsageBy::Model)).unwrap()
             .iter().map(|row| row.debited.micro()).sum();
-        prop_assert_eq!(log, pair.model.grants.iter().map(|grant| grant.settled).sum::<i64>());
+        prop_assert_eq!(log - pair.model.refunded, pair.model.grants.iter().map(|grant| grant.settled).sum::<i64>());
     }
 }

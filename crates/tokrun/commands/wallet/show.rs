@@ -84,6 +84,7 @@ fn kind(kind: GrantKind) -> &'static str {
         GrantKind::Grant => "grant",
         GrantKind::Rollover => "rollover",
         GrantKind::Transfer => "transfer",
+        GrantKind::Refund => "refund",
     }
 }
 

@@ -1,0 +1,44 @@
+//! `tokrun wallet refund` and `correct`: what is taken back.
+
+use serde_json::json;
+use tokrun_ledger::{Credits, Reversed};
+
+use super::show::json_wallet;
+use crate::args::Format;
+use crate::output;
+
+pub(super) fn refunded(done: &Reversed, format: Format) {
+    tell(done, "request_id", "refunded", format);
+}
+
+pub(super) fn corrected(done: &Reversed, format: Format) {
+    tell(done, "grant", "took back", format);
+}
+
+fn tell(done: &Reversed, of: &str, did: &str, format: Format) {
+    if format == Format::Json {
+        out!(
+            "{}",
+            json!({
+                "entry": done.entry,
+                of: done.of,
+                "amount": output::credits_json(done.amount),
+                "expired": output::credits_json(done.expired),
+                "reversed": output::credits_json(done.reversed),
+                "unit": "credits",
+                "wallet": json_wallet(&done.wallet),
+            })
+        );
+        return;
+    }
+    out!(
+        "{did} {} of {}; {} has {} now",
+        output::credits(done.amount),
+        done.of,
+        done.wallet.name,
+        output::credits(done.wallet.balance)
+    );
+    if done.expired != Credits::ZERO {
+        out!("{} of it went to grants that have expired or are void, and is gone", output::credits(done.expired));
+    }
+}
