@@ -11,7 +11,7 @@ mod books;
 mod compute;
 
 pub(crate) use bench::{BenchArgs, Devices, Switch};
-pub(crate) use books::{ExportArgs, ExportFormat, StatementArgs};
+pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
@@ -324,6 +324,8 @@ pub(crate) enum WalletCommand {
         /// Whose.
         user: String,
     },
+    /// Create, change and fill wallets as a table says: all of it, or nothing.
+    Import(ImportArgs),
     /// What came in and what was spent, between two instants or in a month.
     Statement(StatementArgs),
 }
@@ -370,7 +372,7 @@ pub(crate) enum Every {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cap(pub(crate) Option<Credits>);
 
-fn cap(text: &str) -> Result<Cap, String> {
+pub(crate) fn cap(text: &str) -> Result<Cap, String> {
     match text {
         "all" => Ok(Cap(None)),
         amount => amount.parse().map(|amount| Cap(Some(amount))).map_err(|error| format!("{error}, or `all`")),
@@ -492,7 +494,7 @@ pub(crate) enum When {
 }
 
 impl When {
-    fn parse(
+    pub(crate) fn parse(
         text: &str,
         from_now: impl Fn(&jiff::ZonedDateTime, jiff::Span) -> Result<jiff::ZonedDateTime, jiff::Error>,
     ) -> Result<When, String> {

@@ -185,6 +185,7 @@ impl From<&LedgerError> for Failure {
             | E::InvalidWallet { .. }
             | E::InvalidGrant { .. }
             | E::InvalidReversal { .. }
+            | E::Row { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),

@@ -13,6 +13,7 @@ mod default_model;
 mod durability;
 mod exactness;
 mod export;
+mod import;
 mod latency;
 mod statements;
 mod structured;

@@ -278,6 +278,12 @@ pub(crate) fn earlier(conn: &Connection, key: Option<&str>, arguments: &Hash) ->
     }
 }
 
+/// Whether something came of a key before.
+pub(crate) fn is_used(conn: &Connection, key: &str) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM idempotency WHERE key = ?1)";
+    Ok(conn.prepare_cached(sql)?.query_row([key_digest(conn, key)?], |row| row.get(0))?)
+}
+
 /// Keeps what came of a key, if there is one.
 pub(crate) fn remember(conn: &Connection, key: Option<&str>, arguments: &Hash, subject: &str) -> Result<()> {
     if let Some(key) = key {

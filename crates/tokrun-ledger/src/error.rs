@@ -88,6 +88,16 @@ pub enum LedgerError {
         /// The id asked for.
         id: String,
     },
+    /// A row of a table that cannot be imported; none of them is.
+    #[error("row {row}, column {column}: {reason}")]
+    Row {
+        /// Its number, the first one's being 1.
+        row: u64,
+        /// The column.
+        column: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// A request that contradicts itself, a bug of the caller.
     #[error("invalid request `{}`: {reason}", shown(id))]
     InvalidRequest {

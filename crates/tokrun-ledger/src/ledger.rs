@@ -16,9 +16,10 @@ use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Correction, Debit, Debited, ExportedEntry, ExportedRequest, GrantRequest, GrantView, Health,
-    LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed, Settled, Settlement, Statement,
-    StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange, WalletView, admin, backup,
-    export, health, query, recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
+    ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed, Settled,
+    Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange,
+    WalletView, admin, backup, export, health, import, query, recurrence, request, reversal, statement, store,
+    transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -219,6 +220,15 @@ impl Ledger {
     /// times that it has whether or not a process ran then. With an idempotency key, repeating it grants nothing more.
     pub fn grant_every(&self, request: RecurringGrant) -> Result<RecurringView> {
         self.administer(move |tx| recurrence::grant_every(tx, &request))
+    }
+
+    /// Creates, changes and fills many wallets: all that the rows say, or nothing. With `dry_run` nothing is changed, and the
+    /// answer is what would have been.
+    ///
+    /// # Errors
+    /// [`LedgerError::Row`] names the row and the column that cannot be.
+    pub fn import(&self, rows: Vec<ImportRow>, dry_run: bool) -> Result<Vec<ImportedRow>> {
+        self.administer(move |tx| import::import(tx, &rows, dry_run))
     }
 
     /// Moves an amount from one wallet to another. With an idempotency key, repeating it moves nothing more.

@@ -1,5 +1,7 @@
 //! What is read out of the ledger, and brought into it.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -55,6 +57,19 @@ pub(crate) struct StatementArgs {
     /// Show each request on a line of its own, not those of a day together.
     #[arg(long)]
     pub(crate) requests: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A CSV file whose first line names its columns; `-` reads stdin. Of each row `wallet` is needed; `kind`, `parent`,
+    /// `zone`, `overdraft`, `draw` and `draw_every` are its terms; `amount` grants, with `expires`, `effective`, `priority`,
+    /// `memo`, or again and again with `every`, `on`, `until` and `rollover`. Empty cells say nothing. Dates are those of
+    /// the wallet's time zone. The same rows grant once, however often they are imported; `key` tells apart what is
+    /// meant again.
+    pub(crate) file: PathBuf,
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! `tokrun wallet`: who has how much.
 
 mod grants;
+mod import;
 mod reversals;
 mod show;
 mod statement;
@@ -43,6 +44,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
         WalletCommand::Freeze { user } => show::show(&ledger.freeze(&user)?, format),
         WalletCommand::Thaw { user } => show::show(&ledger.thaw(&user)?, format),
+        WalletCommand::Import(args) => import::run(&ledger, &args, format)?,
         WalletCommand::Statement(args) => statement::run(&ledger, &args, format)?,
     }
     Ok(Status::Done)

@@ -20,15 +20,19 @@ pub(super) fn new_wallet(name: String, terms: TermsArgs) -> NewWallet {
 pub(super) fn change(terms: TermsArgs, no_parent: bool) -> WalletChange {
     let every = terms.draw_every.map(period);
     WalletChange {
-        kind: terms.kind.map(|kind| match kind {
-            Kind::Organisation => WalletKind::Organisation,
-            Kind::Team => WalletKind::Team,
-            Kind::Person => WalletKind::Person,
-            Kind::Service => WalletKind::Service,
-        }),
+        kind: terms.kind.map(kind),
         parent: if no_parent { Some(None) } else { terms.parent.map(Some) },
         zone: terms.zone.map(Some),
         overdraft: terms.overdraft,
         draw: terms.draw.map(|cap| DrawTerms { cap: cap.0, every }),
+    }
+}
+
+pub(super) fn kind(kind: Kind) -> WalletKind {
+    match kind {
+        Kind::Organisation => WalletKind::Organisation,
+        Kind::Team => WalletKind::Team,
+        Kind::Person => WalletKind::Person,
+        Kind::Service => WalletKind::Service,
     }
 }
