@@ -38,6 +38,7 @@ fn worker() {
         "come and go" => (0..10).for_each(|_| first_request(path)),
         "until the disk is full" => spend_until_it_fails(&open(path)),
         "not the owner" => administer_for_another(&open(path)),
+        "bank" => crate::bank::trade_for_ever(&open(path)),
         "hold the lock" => hold_the_lock(path),
         task => panic!("{task}?"),
     }
@@ -384,19 +385,19 @@ fn timed<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// One whole line, at once, so that whatever the parent has read was said after it was true.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(format!("\n@{line}\n").as_bytes()).and_then(|()| stdout.flush()).expect("the parent listens");
 }
 
 /// A process that runs [`worker`].
-struct Worker {
+pub(crate) struct Worker {
     child: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Worker {
-    fn start(ledger: &Path, task: &str) -> Worker {
+    pub(crate) fn start(ledger: &Path, task: &str) -> Worker {
         Worker::start_through(&[], ledger, task)
     }
 
@@ -422,6 +423,20 @@ impl Worker {
             line.clear();
             assert!(self.said.read_line(&mut line).unwrap() > 0, "it ended without saying `{wanted}`");
         }
+    }
+
+    /// Everything it says until it is killed, after a time.
+    pub(crate) fn kill_after(mut self, life: Duration) -> Vec<String> {
+        let Worker { child, said } = &mut self;
+        let lines: Vec<String> = thread::scope(|scope| {
+            let reader = scope.spawn(|| said.by_ref().lines().map_while(Result::ok).collect());
+            thread::sleep(life);
+            child.kill().unwrap();
+            reader.join().unwrap()
+        });
+        let status = self.child.wait().unwrap();
+        assert!(status.code().is_none(), "a worker failed before it was killed: {lines:?}");
+        lines.into_iter().filter_map(|line| line.strip_prefix('@').map(str::to_owned)).collect()
     }
 
     /// Everything it says until it ends. A worker that failed, but for being killed, fails the test.
