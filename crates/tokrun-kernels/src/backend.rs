@@ -319,7 +319,12 @@ pub trait Backend: Send + Sized {
     fn sampled(&mut self) -> Vec<Result<u32, BadLogit>>;
 
     /// The values, in this process's memory: `[rows, width]`, waiting until they are there.
-    fn read<'a>(&mut self, x: &'a Self::Rows) -> &'a [f32];
+    fn read<'a>(&mut self, x: &'a Self::Rows) -> &'a [f32] {
+        self.read_from(x, 0)
+    }
+
+    /// The values of the rows from `first` on: see [`read`](Self::read).
+    fn read_from<'a>(&mut self, x: &'a Self::Rows, first: usize) -> &'a [f32];
 
     /// What went wrong since the last call: a device may fail at any time, and operations have no way to say so. What was
     /// read since the failure is worthless.

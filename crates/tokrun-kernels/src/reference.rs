@@ -207,16 +207,16 @@ impl Backend for Reference {
     }
 
     fn sample(&mut self, logits: &ReferenceRows, first: usize, draws: &[Draw]) {
-        let width = logits.width();
-        self.drawn.sample(&logits.first(self.rows)[first * width..], width, draws);
+        let rows = logits.first(self.rows).chunks(logits.width()).skip(first);
+        self.drawn.push(draws.iter().zip(rows).map(|(draw, row)| draw.choose(row)).collect(), draws.len());
     }
 
     fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
         self.drawn.take()
     }
 
-    fn read<'a>(&mut self, x: &'a ReferenceRows) -> &'a [f32] {
-        x.first(self.rows)
+    fn read_from<'a>(&mut self, x: &'a ReferenceRows, first: usize) -> &'a [f32] {
+        &x.first(self.rows)[first * x.width()..]
     }
 }
 

@@ -139,20 +139,36 @@ impl<'a> Logits<'a> {
     }
 }
 
-/// What a step computes for one sequence when its tokens are drawn where the logits are.
+/// What a step computes for one sequence where tokens can be drawn beside the logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Drawing<'a> {
-    /// The tokens to append, and after which of them to draw.
+    /// The tokens to append, and after which of them to draw, or whose logits to give.
     pub extend: Extend<'a>,
     /// Where set, its one token is not known yet: it is the one of this index among those that the step submitted before
     /// draws. What stands in its place is ignored.
     pub follows: Option<usize>,
-    /// One for each row that is wanted.
+    /// One for each row that is wanted; or none, to be given the logits.
     pub draws: &'a [Draw],
+}
+
+impl Drawing<'_> {
+    /// Rows of logits that are given.
+    pub fn rows_given(&self) -> usize {
+        if self.draws.is_empty() { self.extend.rows() } else { 0 }
+    }
 }
 
 /// What a step drew, one for each [`Draw`], in the order of the batch.
 pub type Drawn = Vec<Result<TokenId, BadLogit>>;
+
+/// What came of a step.
+#[derive(Debug)]
+pub struct Outcome<'a> {
+    /// The tokens.
+    pub drawn: Drawn,
+    /// The rows that are given, in the order of the batch.
+    pub logits: Logits<'a>,
+}
 
 /// Runs one loaded model. It lives on the engine's thread and is never shared.
 ///
@@ -175,13 +191,14 @@ pub trait Executor: Send {
     /// arithmetic fails. The sequences of a failed batch can only be dropped.
     fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError>;
 
-    /// Whether tokens can be drawn where the logits are, with [`submit`](Self::submit) and [`collect`](Self::collect). Then
-    /// one step may be submitted while another is under way.
-    fn draws_tokens(&self) -> bool {
-        false
+    /// Whether tokens can be drawn where the logits are, with [`submit`](Self::submit) and [`collect`](Self::collect), and if
+    /// so, how many steps may be under way already when one is submitted.
+    fn draws_ahead(&self) -> Option<usize> {
+        None
     }
 
-    /// Begins a step that appends tokens to each sequence of `batch` and draws what is wanted. It does not wait.
+    /// Begins a step that appends tokens to each sequence of `batch`, and draws what is wanted. Where it can be submitted
+    /// ahead, it does not wait, unless it gives logits; those must be collected before anything else is submitted.
     ///
     /// # Errors
     /// As [`extend`](Self::extend); the step is then not under way. Executors that do not draw tokens refuse.
@@ -189,11 +206,11 @@ pub trait Executor: Send {
         Err(draws_nothing(batch.len()))
     }
 
-    /// What the earliest step drew that was submitted and not collected yet, waiting until it is done.
+    /// What came of the earliest step that was submitted and not collected yet, waiting until it is done.
     ///
     /// # Errors
     /// When the device failed. Executors that do not draw tokens refuse.
-    fn collect(&mut self) -> Result<Drawn, ModelError> {
+    fn collect(&mut self) -> Result<Outcome<'_>, ModelError> {
         Err(draws_nothing(0))
     }
 

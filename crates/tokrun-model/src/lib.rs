@@ -17,7 +17,8 @@ pub mod store;
 
 pub use error::ModelError;
 pub use executor::{
-    BlockId, Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, Paging, Place, SequenceHandle, TokenId, Wanted,
+    BlockId, Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, Outcome, Paging, Place, SequenceHandle, TokenId,
+    Wanted,
 };
 pub use file::{
     Assets, BackendChoice, LoadOptions, LoadProgress, MemoryPlan, ModelFile, ModelInfo, Processor, TokenizerSource,

@@ -1,8 +1,10 @@
 //! What a row of logits depends on: its own sequence up to it, and nothing else. Bit for bit.
 
 use support::{Sequence, fixtures};
+use tokrun_model::sampling::Draw;
 use tokrun_model::{
-    BackendChoice, BlockId, Executor, Extend, KvType, LoadOptions, ModelError, ModelFile, Place, SequenceHandle, Wanted,
+    BackendChoice, BlockId, Drawing, Executor, Extend, KvType, LoadOptions, ModelError, ModelFile, Place, Processor,
+    SequenceHandle, Wanted,
 };
 
 mod support;
@@ -130,6 +132,75 @@ fn wanted_rows_come_in_the_order_of_the_batch() {
     for row in 0..prompts[4].len() {
         assert_eq!(logits.row(1 + row), &expected[4][row * width..(row + 1) * width], "row {row}");
     }
+}
+
+/// A step draws for some and gives others their logits: the same tokens and rows as when all are given.
+#[test]
+fn tokens_are_drawn_beside_logits_that_are_given() {
+    let mut executor = load("llama", &LoadOptions::default());
+    let prompts = prompts(executor.as_ref());
+    draw_beside_given(executor.as_mut(), &prompts[..4]);
+    // These are more rows than one step has.
+    let long: Vec<Vec<u32>> = (0..6).map(|prompt| (0..128).map(|at| (at * 11 + prompt * 17) % 384).collect()).collect();
+    draw_beside_given(executor.as_mut(), &long);
+}
+
+#[test]
+fn tokens_are_drawn_beside_logits_that_a_cuda_device_gives() {
+    if let Err(reason) = tokrun_kernels::cuda::probe() {
+        assert!(std::env::var_os("TOKRUN_REQUIRE_CUDA").is_none(), "TOKRUN_REQUIRE_CUDA is set, but {reason}");
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let options = LoadOptions { processor: Processor::Cuda(0), deterministic: true, ..LoadOptions::default() };
+    let mut executor = load("gguf-types/q8_0.gguf", &options);
+    let prompts = prompts(executor.as_ref());
+    draw_beside_given(executor.as_mut(), &prompts[..4]);
+}
+
+/// Of so many prompts some are drawn from, some given, some neither.
+fn draw_beside_given(executor: &mut dyn Executor, prompts: &[Vec<u32>]) {
+    let expected = alone(executor, prompts);
+    let count = prompts.len();
+    let width = executor.info().vocab_size;
+    let row = |prompt: usize, row: usize| &expected[prompt][row * width..(row + 1) * width];
+    let draw = |number: u64| Draw {
+        vocab_size: width,
+        temperature: 1.5,
+        top_k: 0,
+        top_p: 0.9,
+        min_p: 0.0,
+        number: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+    };
+    let sequences: Vec<_> =
+        (0..count).map(|index| Sequence::create(executor, index).expect("a sequence is free")).collect();
+    let wanted = [Wanted::Last, Wanted::All, Wanted::Last, Wanted::All, Wanted::Nothing, Wanted::All];
+    for drawn_from in [[true; 6], [false; 6], [true, false, false, true, true, true]] {
+        let parts: Vec<_> = (0..count).map(|index| sequences[index].part(&prompts[index], wanted[index])).collect();
+        let draws = |index: usize| -> Vec<Draw> {
+            let rows = if drawn_from[index] { parts[index].rows() } else { 0 };
+            (0..rows).map(|row| draw((index * 1000 + row) as u64)).collect()
+        };
+        let draws: Vec<_> = (0..count).map(draws).collect();
+        let drawing = |index: usize| Drawing { extend: parts[index], follows: None, draws: &draws[index] };
+        executor.submit(&(0..count).map(drawing).collect::<Vec<_>>()).expect("the model computes");
+        let outcome = executor.collect().expect("it was submitted");
+        let (mut drawn, mut given) = (outcome.drawn.iter(), 0);
+        for index in 0..count {
+            let first = if wanted[index] == Wanted::All { 0 } else { prompts[index].len() - 1 };
+            for at in (first..prompts[index].len()).take(parts[index].rows()) {
+                if drawn_from[index] {
+                    let expected = draws[index][at - first].choose(row(index, at));
+                    assert_eq!(drawn.next(), Some(&expected), "prompt {index}, row {at}");
+                } else {
+                    assert_eq!(outcome.logits.row(given), row(index, at), "prompt {index}, row {at}");
+                    given += 1;
+                }
+            }
+        }
+        assert_eq!((drawn.next(), outcome.logits.rows()), (None, given));
+    }
+    sequences.into_iter().for_each(|sequence| sequence.drop(executor));
 }
 
 /// Blocks of a common beginning are shared, and a sequence goes on from any of its earlier lengths.

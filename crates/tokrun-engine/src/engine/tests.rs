@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use tokrun_model::{
-    BlockId, Drawing, Drawn, Extend, Logits, ModelError, Paging, Place, SequenceHandle, TokenId, Wanted,
+    BlockId, Drawing, Drawn, Extend, Logits, ModelError, Outcome, Paging, Place, SequenceHandle, TokenId, Wanted,
 };
 
 use super::*;
@@ -37,9 +37,10 @@ struct Fake {
     alive: Arc<Mutex<i64>>,
     /// What its device has used; 70 µJ go into each token that it computes.
     energy_uj: Option<Arc<AtomicU64>>,
-    /// Whether it draws tokens by itself; those of the steps under way.
-    draws: bool,
-    under_way: VecDeque<Drawn>,
+    /// Whether it draws tokens by itself, and how far ahead.
+    draws_ahead: Option<usize>,
+    /// What came of the steps under way: tokens and logits.
+    under_way: VecDeque<(Drawn, Vec<f32>)>,
 }
 
 #[derive(Clone, Copy)]
@@ -99,7 +100,7 @@ impl Fake {
         };
         Self {
             info,
-            draws: false,
+            draws_ahead: None,
             under_way: VecDeque::new(),
             sequences: BTreeMap::new(),
             cache: BTreeMap::new(),
@@ -117,9 +118,9 @@ impl Fake {
         Self { info: ExecutorInfo { paging, ..self.info }, ..self }
     }
 
-    /// One that draws tokens, while the next step is planned.
-    fn drawing(self) -> Self {
-        Self { draws: true, ..self }
+    /// One that draws tokens, while so many steps more are planned.
+    fn drawing(self, ahead: usize) -> Self {
+        Self { draws_ahead: Some(ahead), ..self }
     }
 
     /// Appends the tokens to their sequence; all of it.
@@ -200,28 +201,32 @@ impl Executor for Fake {
         Ok(Logits::new(values, self.info.vocab_size))
     }
 
-    fn draws_tokens(&self) -> bool {
-        self.draws
+    fn draws_ahead(&self) -> Option<usize> {
+        self.draws_ahead
     }
 
     fn submit(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
-        assert!(self.under_way.len() < 2, "one step may be under way beside this one");
-        let before = self.under_way.back().cloned().unwrap_or_default();
-        let mut drawn = Drawn::new();
+        let ahead = self.draws_ahead.expect("it draws");
+        assert!(self.under_way.len() <= ahead, "{ahead} steps may be under way beside this one");
+        assert!(self.under_way.iter().all(|(_, given)| given.is_empty()), "logits are collected first");
+        let before = self.under_way.back().map(|(drawn, _)| drawn.clone()).unwrap_or_default();
+        let (mut drawn, mut given) = (Drawn::new(), Vec::new());
         for part in batch {
             let token = part.follows.map(|index| before[index].unwrap_or(0));
             let tokens = token.map_or(part.extend.tokens.to_vec(), |token| vec![token]);
             let extend = Extend { tokens: &tokens, ..part.extend };
-            assert_eq!(extend.rows(), part.draws.len());
+            assert_eq!(extend.rows(), part.draws.len() + part.rows_given());
             let logits = self.extend(&[extend])?;
             drawn.extend(part.draws.iter().enumerate().map(|(row, draw)| draw.choose(logits.row(row))));
+            given.extend((0..part.rows_given()).flat_map(|row| logits.row(row)));
         }
-        self.under_way.push_back(drawn);
+        self.under_way.push_back((drawn, given));
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Drawn, ModelError> {
-        Ok(self.under_way.pop_front().expect("it was submitted"))
+    fn collect(&mut self) -> Result<Outcome<'_>, ModelError> {
+        let (drawn, given) = self.under_way.pop_front().expect("it was submitted");
+        Ok(Outcome { drawn, logits: Logits::new(given, self.info.vocab_size) })
     }
 
     fn drop_sequence(&mut self, sequence: SequenceHandle) {

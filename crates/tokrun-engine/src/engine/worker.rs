@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokrun_model::sampling::Draw;
-use tokrun_model::{Drawing, Executor, Extend, ModelError, Place, SequenceHandle, TokenId, Wanted};
+use tokrun_model::{Drawing, Executor, Extend, ModelError, Outcome, Place, SequenceHandle, TokenId, Wanted};
 
 use super::energy::{Share, Steps};
 use super::inbox::{Arrival, Inbox};
@@ -45,12 +45,11 @@ struct Submitted {
     work: Work,
     /// Tokens it draws.
     draws: usize,
+    /// Rows of logits it gives, for the host to sample from.
+    given: usize,
     /// The request has not ended since.
     live: bool,
 }
-
-/// Steps that may be under way when the next one is planned, where tokens are drawn without the host.
-const PIPELINED_STEPS: usize = 1;
 
 /// A live request.
 struct Request {
@@ -191,28 +190,30 @@ impl Core {
     /// Computes one step, or brings one that is under way to its end, and adds what that brought to `report`; whether there
     /// was anything to do.
     fn step(&mut self, report: &mut Vec<SequenceStep>) -> bool {
-        let draws = self.executor.draws_tokens() && self.requests.values().all(Request::is_plain);
-        if !self.under_way.is_empty() && (!draws || self.scheduler.waits_for_tokens()) {
+        // Who samples on the host must have this step's logits before the next one can be planned.
+        let plain = self.requests.values().all(Request::is_plain);
+        let ahead = self.executor.draws_ahead().map(|ahead| if plain { ahead } else { 0 });
+        if !self.under_way.is_empty() && (ahead == Some(0) || self.scheduler.waits_for_tokens()) {
             self.collect_all(report);
         }
         let Plan { preempted, work } = self.scheduler.plan();
         preempted.into_iter().for_each(|request_id| self.suspend(request_id));
         let busy = !work.is_empty() || !self.under_way.is_empty();
         let work = self.start(work, report);
-        match (work.is_empty(), draws) {
+        match (work.is_empty(), ahead) {
             (true, _) => self.collect(report),
-            (false, true) => self.submit(work, report),
-            (false, false) => self.extend(&work, report),
+            (false, Some(ahead)) => self.submit(work, ahead, report),
+            (false, None) => self.extend(work, report),
         }
         busy
     }
 
-    /// Submits a step, and collects the one before.
-    fn submit(&mut self, work: Vec<Work>, report: &mut Vec<SequenceStep>) {
+    /// Submits a step, and collects those before that it is too far ahead of.
+    fn submit(&mut self, work: Vec<Work>, ahead: usize, report: &mut Vec<SequenceStep>) {
         match self.begin(&work) {
             Ok(submitted) => {
                 self.under_way.push_back(submitted);
-                if self.under_way.len() > PIPELINED_STEPS {
+                if self.under_way.len() > ahead {
                     self.collect(report);
                 }
             }
@@ -228,7 +229,8 @@ impl Core {
         let Self { executor, vocab_size, requests, under_way, .. } = self;
         let request = |work: &Work| requests.get(&work.request_id).expect("the scheduler plans live requests only");
         let draws = |work: &Work| -> Vec<Draw> {
-            let rows = if work.samples { 1 + work.guesses } else { 0 };
+            let drawn = work.samples && request(work).is_plain();
+            let rows = if drawn { 1 + work.guesses } else { 0 };
             let first = usize::from(work.to_come);
             (first..first + rows).map(|ahead| request(work).sampler.plain_draw(*vocab_size, ahead)).collect()
         };
@@ -247,9 +249,11 @@ impl Core {
             batch.push(Drawing { extend: extend(work, sequence), follows, draws });
         }
         executor.submit(&batch)?;
-        let submitted =
-            |(work, draws): (&Work, &Vec<Draw>)| Submitted { work: work.clone(), draws: draws.len(), live: true };
-        Ok(plan.iter().zip(&draws).map(submitted).collect())
+        let submitted = |(work, part): (&Work, &Drawing<'_>)| {
+            let (draws, given) = (part.draws.len(), part.rows_given());
+            Submitted { work: work.clone(), draws, given, live: true }
+        };
+        Ok(plan.iter().zip(&batch).map(submitted).collect())
     }
 
     fn collect_all(&mut self, report: &mut Vec<SequenceStep>) {
@@ -261,24 +265,42 @@ impl Core {
     /// Brings the earliest step under way to its end, if there is one.
     fn collect(&mut self, report: &mut Vec<SequenceStep>) {
         let Some(step) = self.under_way.pop_front() else { return };
-        let drawn = match self.executor.collect() {
-            Ok(drawn) => drawn,
+        let first_new = report.len();
+        let Self { executor, scheduler, vocab_size, requests, .. } = self;
+        match executor.collect() {
+            Ok(outcome) => take(&step, outcome, *vocab_size, requests, scheduler, report),
             Err(error) => {
                 let live = step.iter().filter(|submitted| submitted.live);
                 return self.fail(live.map(|submitted| submitted.work.request_id), &error, report);
             }
-        };
-        let (at, first_new) = (Instant::now(), report.len());
-        let live = step.iter().filter(|submitted| submitted.live);
-        self.scheduler.computed(live.map(|submitted| &submitted.work));
-        let mut drawn = drawn.into_iter();
-        for Submitted { work, draws, live } in &step {
-            let tokens: Vec<_> = drawn.by_ref().take(*draws).collect();
-            if let Some(request) = self.requests.get_mut(&work.request_id).filter(|_| *live) {
-                let tokens = tokens.into_iter().map(|token| token.map_err(EngineError::from));
-                request.take(work.request_id, tokens, &mut self.scheduler, at, report);
-            }
         }
+        self.account(&step, report, first_new);
+    }
+
+    /// Computes a step of which the host samples everything.
+    fn extend(&mut self, work: Vec<Work>, report: &mut Vec<SequenceStep>) {
+        let first_new = report.len();
+        let Self { executor, scheduler, vocab_size, requests, .. } = self;
+        let sequence = |work: &Work| requests[&work.request_id].sequence.expect("a planned request has been started");
+        let batch: Vec<Extend<'_>> = work.iter().map(|work| extend(work, sequence(work))).collect();
+        let given = |(work, extend): (&Work, &Extend<'_>)| Submitted {
+            work: work.clone(),
+            draws: 0,
+            given: extend.rows(),
+            live: true,
+        };
+        let step: Vec<Submitted> = work.iter().zip(&batch).map(given).collect();
+        match executor.extend(&batch) {
+            Ok(logits) => {
+                take(&step, Outcome { drawn: Vec::new(), logits }, *vocab_size, requests, scheduler, report);
+            }
+            Err(error) => return self.fail(work.iter().map(|work| work.request_id), &error, report),
+        }
+        self.account(&step, report, first_new);
+    }
+
+    /// Charges a step's energy, and forgets who ended with it: what it brought is in the report from `first_new` on.
+    fn account(&mut self, step: &[Submitted], report: &mut [SequenceStep], first_new: usize) {
         self.split_energy(step.iter().map(|submitted| &submitted.work), &mut report[first_new..]);
         self.forget_ended(report, first_new);
     }
@@ -293,16 +315,6 @@ impl Core {
         let (reason, at, first_new) = (with_causes(error), Instant::now(), report.len());
         let live = request_ids.filter(|request_id| self.requests.contains_key(request_id));
         report.extend(live.map(|request_id| ended(request_id, Finish::Failed(reason.clone()), at)));
-        self.forget_ended(report, first_new);
-    }
-
-    /// Computes a step of which the host samples.
-    fn extend(&mut self, work: &[Work], report: &mut Vec<SequenceStep>) {
-        let first_new = report.len();
-        if let Err(error) = self.compute(work, report) {
-            return self.fail(work.iter().map(|work| work.request_id), &error, report);
-        }
-        self.split_energy(work.iter(), &mut report[first_new..]);
         self.forget_ended(report, first_new);
     }
 
@@ -344,26 +356,6 @@ impl Core {
         self.forget_ended(&mut failed, 0);
         report.extend(failed);
         plan
-    }
-
-    /// Extends what was planned, and samples where that is due. On an error nothing was sampled.
-    fn compute(&mut self, plan: &[Work], report: &mut Vec<SequenceStep>) -> Result<(), ModelError> {
-        let Self { executor, scheduler, vocab_size, requests, .. } = self;
-        let sequence = |work: &Work| requests[&work.request_id].sequence.expect("a planned request has been started");
-        let batch: Vec<Extend<'_>> = plan.iter().map(|work| extend(work, sequence(work))).collect();
-        let logits = executor.extend(&batch)?;
-        let at = Instant::now();
-        scheduler.computed(plan.iter());
-        let mut row = 0;
-        for (work, extend) in plan.iter().zip(&batch) {
-            if work.samples {
-                let request = requests.get_mut(&work.request_id).expect("the scheduler plans live requests only");
-                let rows = (row..row + extend.rows()).map(|row| logits.row(row));
-                request.sample(work.request_id, rows, *vocab_size, scheduler, at, report);
-            }
-            row += extend.rows();
-        }
-        Ok(())
     }
 
     /// Frees what the executor keeps for a request.
@@ -470,6 +462,32 @@ impl Request {
     fn first_step(&self, cached_tokens: usize, now: Instant) -> FirstStep {
         let started = self.started.unwrap_or(now);
         FirstStep { queue_us: micros(self.submitted, started), prefill_us: micros(started, now), cached_tokens }
+    }
+}
+
+/// Hands the requests that are live what a step drew and gave.
+fn take(
+    step: &[Submitted],
+    outcome: Outcome<'_>,
+    vocab_size: usize,
+    requests: &mut BTreeMap<RequestId, Request>,
+    scheduler: &mut Scheduler,
+    report: &mut Vec<SequenceStep>,
+) {
+    let at = Instant::now();
+    scheduler.computed(step.iter().filter(|submitted| submitted.live).map(|submitted| &submitted.work));
+    let (mut drawn, mut row) = (outcome.drawn.into_iter(), 0);
+    for Submitted { work, draws, given, live } in step {
+        let tokens: Vec<_> = drawn.by_ref().take(*draws).collect();
+        let rows = (row..row + given).map(|row| outcome.logits.row(row));
+        row += given;
+        let Some(request) = requests.get_mut(&work.request_id).filter(|_| *live) else { continue };
+        if *given > 0 {
+            request.sample(work.request_id, rows, vocab_size, scheduler, at, report);
+        } else {
+            let tokens = tokens.into_iter().map(|token| token.map_err(EngineError::from));
+            request.take(work.request_id, tokens, scheduler, at, report);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The backend: which operation is computed where.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::activations::{Encoded, Forms};
@@ -279,16 +280,25 @@ impl Backend for Cpu {
     }
 
     fn sample(&mut self, logits: &CpuRows, first: usize, draws: &[Draw]) {
-        let width = logits.width();
-        self.drawn.sample(&logits.first(self.rows)[first * width..], width, draws);
+        self.timed("sample", |cpu| {
+            let drawn: Vec<OnceLock<_>> = draws.iter().map(|_| OnceLock::new()).collect();
+            let rows = logits.first(cpu.rows).chunks(logits.width()).skip(first);
+            let work: Vec<_> = draws.iter().zip(rows).zip(&drawn).collect();
+            cpu.pool.run(|worker| {
+                for ((draw, row), drawn) in &work[worker.share(work.len())] {
+                    drawn.get_or_init(|| draw.choose(row));
+                }
+            });
+            cpu.drawn.push(drawn.into_iter().filter_map(OnceLock::into_inner).collect(), draws.len());
+        });
     }
 
     fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
         self.drawn.take()
     }
 
-    fn read<'a>(&mut self, x: &'a CpuRows) -> &'a [f32] {
-        x.first(self.rows)
+    fn read_from<'a>(&mut self, x: &'a CpuRows, first: usize) -> &'a [f32] {
+        &x.first(self.rows)[first * x.width()..]
     }
 
     fn take_profile(&mut self) -> Vec<OpTime> {

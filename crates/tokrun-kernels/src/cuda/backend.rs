@@ -450,12 +450,12 @@ impl Backend for Cuda {
         self.take_drawn()
     }
 
-    fn read<'a>(&mut self, x: &'a CudaRows) -> &'a [f32] {
+    fn read_from<'a>(&mut self, x: &'a CudaRows, first: usize) -> &'a [f32] {
         self.finish();
         let mut values: &[f32] = &[];
-        let asked = self.asked;
+        let rows = first..self.asked;
         self.attempt(|cuda| {
-            values = x.read(&cuda.device, asked, |from, to, len| Ok(cuda.device.download(from, 0..len, to)?))?;
+            values = x.read(&cuda.device, rows, |from, range, to| Ok(cuda.device.download(from, range, to)?))?;
             Ok(())
         });
         values

@@ -1,6 +1,7 @@
 //! Matrices of activations on the device.
 
 use std::cell::{Cell, OnceCell};
+use std::ops::Range;
 
 use super::device::Device;
 use super::formats::{BLOCK, Form};
@@ -33,14 +34,14 @@ impl std::fmt::Debug for CudaRows {
     }
 }
 
-/// The first rows, in memory that the device copies to.
+/// Some of the rows, in memory that the device copies to.
 #[derive(Debug)]
 struct Mirror {
     values: Pinned<f32>,
-    /// How many there are.
-    len: usize,
-    /// A mirror of more of the rows, where that was asked for later.
-    longer: OnceCell<Box<Mirror>>,
+    /// Which values they are.
+    range: Range<usize>,
+    /// A mirror of rows that are not all among these, where they were asked for later.
+    other: OnceCell<Box<Mirror>>,
 }
 
 impl CudaRows {
@@ -70,28 +71,32 @@ impl CudaRows {
         self.address(rows)
     }
 
-    /// The first `rows` rows in the host's memory. `copy` brings them there and waits.
+    /// Some rows in the host's memory. `copy` brings their values there and waits.
     pub(super) fn read(
         &self,
         device: &Device,
-        rows: usize,
-        copy: impl FnOnce(&Buffer<f32>, &mut Pinned<f32>, usize) -> Result<(), KernelError>,
+        rows: Range<usize>,
+        copy: impl FnOnce(&Buffer<f32>, Range<usize>, &mut Pinned<f32>) -> Result<(), KernelError>,
     ) -> Result<&[f32], KernelError> {
-        let len = rows * self.width;
+        let range = rows.start * self.width..rows.end * self.width;
         let mut place = &self.mirror;
         while let Some(mirror) = place.get() {
-            if mirror.len >= len {
-                return Ok(&mirror.values[..len]);
+            if mirror.range.start <= range.start && range.end <= mirror.range.end {
+                return Ok(&mirror.values[range.start - mirror.range.start..][..range.len()]);
             }
-            place = &mirror.longer;
+            place = &mirror.other;
         }
-        let mut mirror = match self.spare.take().filter(|spare| spare.values.len() >= len) {
+        let mut mirror = match self.spare.take().filter(|spare| spare.values.len() >= range.len()) {
             Some(spare) => spare,
-            None => Box::new(Mirror { values: device.pinned(len)?, len, longer: OnceCell::new() }),
+            None => {
+                let values = device.pinned(range.len())?;
+                Box::new(Mirror { values, range: 0..0, other: OnceCell::new() })
+            }
         };
-        mirror.len = len;
-        mirror.longer = OnceCell::new();
-        copy(&self.values, &mut mirror.values, len)?;
+        let len = range.len();
+        mirror.other = OnceCell::new();
+        copy(&self.values, range.clone(), &mut mirror.values)?;
+        mirror.range = range;
         Ok(&place.get_or_init(|| mirror).values[..len])
     }
 }

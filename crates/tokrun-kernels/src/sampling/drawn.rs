@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{BadLogit, Draw};
+use super::BadLogit;
 
 /// What was drawn last, and what nobody asked for yet.
 #[derive(Debug, Default)]
@@ -12,11 +12,11 @@ pub(crate) struct Drawn {
 }
 
 impl Drawn {
-    /// Draws from rows of `width` logits.
-    pub(crate) fn sample(&mut self, logits: &[f32], width: usize, draws: &[Draw]) {
-        assert!(draws.len() * width <= logits.len(), "a row for each of {} draws", draws.len());
-        self.latest = draws.iter().zip(logits.chunks(width)).map(|(draw, row)| draw.choose(row)).collect();
-        self.waiting.push_back(self.latest.clone());
+    /// Takes down what was drawn, one token for each of so many draws.
+    pub(crate) fn push(&mut self, drawn: Vec<Result<u32, BadLogit>>, draws: usize) {
+        assert_eq!(drawn.len(), draws, "a row for each draw");
+        self.waiting.push_back(drawn.clone());
+        self.latest = drawn;
     }
 
     /// Puts what was drawn last in place of tokens: see `Backend::feed`.

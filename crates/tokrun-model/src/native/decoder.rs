@@ -84,14 +84,14 @@ impl<B: Backend> Buffers<B> {
         })
     }
 
-    /// Draws from what [`Decoder::head`] computed last, a token from each row.
+    /// Draws from what [`Decoder::head`] computed last, a token from each of the first rows.
     pub(super) fn sample(&self, backend: &mut B, draws: &[Draw]) {
         backend.sample(&self.logits, 0, draws);
     }
 
-    /// What [`Decoder::head`] computed last, `[rows, vocab_size]`.
-    pub(super) fn logits(&self, backend: &mut B) -> &[f32] {
-        backend.read(&self.logits)
+    /// What [`Decoder::head`] computed last, `[rows, vocab_size]`, the rows from `first` on.
+    pub(super) fn logits(&self, backend: &mut B, first: usize) -> &[f32] {
+        backend.read_from(&self.logits, first)
     }
 }
 

@@ -8,7 +8,8 @@ use tokrun_kernels::{Backend, KV_BLOCK_TOKENS, Span, Step};
 
 use super::decoder::{Buffers, Decoder, Room};
 use crate::{
-    Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, ModelError, OpTime, SequenceHandle, TokenId, Wanted,
+    Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, ModelError, OpTime, Outcome, SequenceHandle, TokenId,
+    Wanted,
 };
 
 /// A decoder with its cache and its buffers.
@@ -23,8 +24,8 @@ pub(super) struct Parts<B: Backend> {
     pub(super) embedded_tokens: usize,
     /// Of the device, where it has one.
     pub(super) energy: Option<EnergyMeter>,
-    /// The backend draws tokens without anybody waiting for them.
-    pub(super) draws_tokens: bool,
+    /// Steps that may be under way when one is submitted.
+    pub(super) steps_ahead: usize,
 }
 
 /// Runs them.
@@ -44,12 +45,42 @@ struct State {
     written_by: Vec<u32>,
     batch: u32,
     step: Step,
-    /// Rows of the step whose logits are wanted.
-    wanted: Vec<usize>,
+    wanted: WantedRows,
     /// Logits of a batch that was computed in several pieces.
     values: Vec<f32>,
-    /// What was submitted and not collected; what it drew, where that is here already.
-    under_way: VecDeque<Option<Drawn>>,
+    /// What was submitted and not collected.
+    under_way: VecDeque<Submitted>,
+}
+
+/// Rows of a step whose logits are wanted.
+#[derive(Default)]
+struct WantedRows {
+    /// To draw from.
+    drawn: Vec<usize>,
+    /// To be given.
+    given: Vec<usize>,
+}
+
+impl WantedRows {
+    fn len(&self) -> usize {
+        self.drawn.len() + self.given.len()
+    }
+}
+
+/// A step under way.
+struct Submitted {
+    /// What it drew, where that is here already.
+    drawn: Option<Drawn>,
+    given: Given,
+}
+
+/// Where the logits are that a step gives.
+enum Given {
+    Nothing,
+    /// Where they were computed, after those of so many rows that were drawn from.
+    InPlace(usize),
+    /// In `State::values`.
+    Copied,
 }
 
 impl<B: Backend> NativeExecutor<B> {
@@ -77,67 +108,47 @@ impl<B: Backend> Executor for NativeExecutor<B> {
     }
 
     fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
-        self.check(batch)?;
-        let Parts { backend, decoder, buffers, kv, room, .. } = &mut self.parts;
-        let State { step, wanted, values, .. } = &mut self.state;
-        let mut pieces = Pieces::new(batch, *room);
-        values.clear();
-        // Usually one step computes all that is wanted, and its logits stay where they are.
-        let mut in_place = false;
-        while pieces.fill(step, wanted) {
-            decoder.layers(backend, step, &[], kv, buffers);
-            if wanted.is_empty() {
-                continue;
-            }
-            decoder.head(backend, wanted, buffers);
-            in_place = pieces.is_done() && values.is_empty();
-            if !in_place {
-                values.extend_from_slice(buffers.logits(backend));
-            }
-        }
-        let logits = if in_place { buffers.logits(backend) } else { &values[..] };
-        if let Some(failure) = backend.failure() {
-            return Err(failure.into());
-        }
-        Ok(Logits::new(logits, self.info.vocab_size))
+        let batch: Vec<_> = batch.iter().map(|extend| Drawing { extend: *extend, follows: None, draws: &[] }).collect();
+        self.submit(&batch)?;
+        Ok(self.collect()?.logits)
     }
 
-    fn draws_tokens(&self) -> bool {
-        self.parts.draws_tokens
+    fn draws_ahead(&self) -> Option<usize> {
+        Some(self.parts.steps_ahead)
     }
 
     fn submit(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
-        let extends: Vec<Extend<'_>> = batch.iter().map(|part| part.extend).collect();
-        self.check(&extends)?;
-        let wanted: usize = extends.iter().map(Extend::rows).sum();
-        let rows: usize = extends.iter().map(|extend| extend.tokens.len()).sum();
+        self.check(batch)?;
+        let wanted: usize = batch.iter().map(|part| part.extend.rows()).sum();
+        let rows: usize = batch.iter().map(|part| part.extend.tokens.len()).sum();
         let draws: Vec<Draw> = batch.iter().flat_map(|part| part.draws).copied().collect();
-        if draws.len() != wanted || batch.iter().any(|part| part.follows.is_some() && part.extend.tokens.len() != 1) {
-            let reason = format!("{} draws for {wanted} rows, or a token to come beside others", draws.len());
-            return Err(ModelError::InvalidBatch { reason });
-        }
         let room = self.parts.room;
-        let drawn = if rows <= room.rows && wanted <= room.logits {
-            self.submit_whole(batch, &extends, &draws)
+        let submitted = if rows <= room.rows && wanted <= room.logits {
+            self.submit_whole(batch, &draws)
         } else {
-            self.submit_pieces(batch, &extends, &draws)
+            self.submit_pieces(batch, &draws)
         };
         if let Some(failure) = self.parts.backend.failure() {
             return Err(failure.into());
         }
-        self.state.under_way.push_back(drawn);
+        self.state.under_way.push_back(submitted);
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Drawn, ModelError> {
-        let drawn = match self.state.under_way.pop_front() {
-            Some(Some(drawn)) => drawn,
-            Some(None) => self.parts.backend.sampled(),
-            None => return Err(ModelError::InvalidBatch { reason: "no step was submitted".to_owned() }),
+    fn collect(&mut self) -> Result<Outcome<'_>, ModelError> {
+        let Some(Submitted { drawn, given }) = self.state.under_way.pop_front() else {
+            return Err(ModelError::InvalidBatch { reason: "no step was submitted".to_owned() });
         };
-        match self.parts.backend.failure() {
+        let Parts { backend, buffers, .. } = &mut self.parts;
+        let drawn = drawn.unwrap_or_else(|| backend.sampled());
+        let values = match given {
+            Given::Nothing => &[],
+            Given::InPlace(first) => buffers.logits(backend, first),
+            Given::Copied => &self.state.values[..],
+        };
+        match backend.failure() {
             Some(failure) => Err(failure.into()),
-            None => Ok(drawn),
+            None => Ok(Outcome { drawn, logits: Logits::new(values, self.info.vocab_size) }),
         }
     }
 
@@ -160,64 +171,66 @@ impl<B: Backend> Executor for NativeExecutor<B> {
 
 impl<B: Backend> NativeExecutor<B> {
     /// Submits a batch that is one step. What it draws is not here yet, unless it draws nothing.
-    fn submit_whole(&mut self, batch: &[Drawing<'_>], extends: &[Extend<'_>], draws: &[Draw]) -> Option<Drawn> {
+    fn submit_whole(&mut self, batch: &[Drawing<'_>], draws: &[Draw]) -> Submitted {
         let Parts { backend, decoder, buffers, kv, room, .. } = &mut self.parts;
         let State { step, wanted, under_way, .. } = &mut self.state;
-        Pieces::new(extends, *room).fill(step, wanted);
+        Pieces::new(batch, *room).fill(step, wanted);
         let mut feeds = Vec::new();
         for (part, span) in batch.iter().zip(&step.spans) {
-            match (part.follows, under_way.back()) {
-                (Some(index), Some(Some(drawn))) => step.tokens[span.rows.start] = drawn[index].unwrap_or(0),
-                (Some(index), _) => feeds.push((span.rows.start, index)),
+            match (part.follows, under_way.back().and_then(|before| before.drawn.as_ref())) {
+                (Some(index), Some(drawn)) => step.tokens[span.rows.start] = drawn[index].unwrap_or(0),
+                (Some(index), None) => feeds.push((span.rows.start, index)),
                 (None, _) => {}
             }
         }
         decoder.layers(backend, step, &feeds, kv, buffers);
-        if wanted.is_empty() {
-            return Some(Vec::new());
+        compute_head(backend, decoder, wanted, draws, buffers);
+        Submitted {
+            drawn: wanted.drawn.is_empty().then(Vec::new),
+            given: if wanted.given.is_empty() { Given::Nothing } else { Given::InPlace(draws.len()) },
         }
-        decoder.head(backend, wanted, buffers);
-        buffers.sample(backend, draws);
-        None
     }
 
-    /// Computes a batch that is too large for one step, and waits for what it draws.
-    fn submit_pieces(&mut self, batch: &[Drawing<'_>], extends: &[Extend<'_>], draws: &[Draw]) -> Option<Drawn> {
+    /// Computes a batch that is too large for one step, and waits for what comes of it.
+    fn submit_pieces(&mut self, batch: &[Drawing<'_>], draws: &[Draw]) -> Submitted {
         let Parts { backend, decoder, buffers, kv, room, .. } = &mut self.parts;
-        let State { step, wanted, under_way, .. } = &mut self.state;
-        for drawn in under_way.iter_mut() {
-            drawn.get_or_insert_with(|| backend.sampled());
+        let State { step, wanted, under_way, values, .. } = &mut self.state;
+        for before in under_way.iter_mut() {
+            before.drawn.get_or_insert_with(|| backend.sampled());
         }
-        let known = |index: usize| under_way.back()?.as_ref()?.get(index)?.ok();
+        let known = |index: usize| under_way.back()?.drawn.as_ref()?.get(index)?.ok();
         let fed: Vec<[TokenId; 1]> = batch.iter().map(|part| [part.follows.and_then(known).unwrap_or(0)]).collect();
-        let mut extends = extends.to_vec();
-        for ((extend, fed), part) in extends.iter_mut().zip(&fed).zip(batch) {
-            if part.follows.is_some() {
-                extend.tokens = fed;
-            }
+        let mut batch = batch.to_vec();
+        for (part, fed) in batch.iter_mut().zip(&fed).filter(|(part, _)| part.follows.is_some()) {
+            part.extend.tokens = fed;
         }
-        let mut pieces = Pieces::new(&extends, *room);
-        let mut all = Vec::new();
+        values.clear();
+        let (mut all, mut pieces) = (Vec::new(), Pieces::new(&batch, *room));
         while pieces.fill(step, wanted) {
             decoder.layers(backend, step, &[], kv, buffers);
-            if wanted.is_empty() {
-                continue;
+            let piece = &draws[all.len()..all.len() + wanted.drawn.len()];
+            compute_head(backend, decoder, wanted, piece, buffers);
+            if !wanted.given.is_empty() {
+                values.extend_from_slice(buffers.logits(backend, wanted.drawn.len()));
             }
-            decoder.head(backend, wanted, buffers);
-            buffers.sample(backend, &draws[all.len()..all.len() + wanted.len()]);
-            let drawn = backend.sampled();
-            if drawn.len() != wanted.len() {
-                // The device failed, as the caller is about to find out.
-                break;
+            if !wanted.drawn.is_empty() {
+                let drawn = backend.sampled();
+                if drawn.len() != wanted.drawn.len() {
+                    // The device failed, as the caller is about to find out.
+                    break;
+                }
+                all.extend(drawn);
             }
-            all.extend(drawn);
         }
-        Some(all)
+        Submitted { drawn: Some(all), given: Given::Copied }
     }
 
     /// Refuses a batch that cannot be computed, before anything of it is.
-    fn check(&mut self, batch: &[Extend<'_>]) -> Result<(), ModelError> {
+    fn check(&mut self, batch: &[Drawing<'_>]) -> Result<(), ModelError> {
         let invalid = |reason: String| Err(ModelError::InvalidBatch { reason });
+        if self.state.under_way.iter().any(|submitted| !matches!(submitted.given, Given::Nothing)) {
+            return invalid("the logits of the step before were not collected".to_owned());
+        }
         let State { written_by, batch: number, .. } = &mut self.state;
         *number = number.wrapping_add(1);
         if *number == 0 {
@@ -225,9 +238,14 @@ impl<B: Backend> NativeExecutor<B> {
             written_by.fill(0);
             *number = 1;
         }
-        for (index, Extend { tokens, place, .. }) in batch.iter().enumerate() {
+        for (index, Drawing { extend, follows, draws }) in batch.iter().enumerate() {
+            let Extend { tokens, place, .. } = extend;
             if tokens.is_empty() {
                 return invalid(format!("no tokens in part {index}"));
+            }
+            if (!draws.is_empty() && draws.len() != extend.rows()) || (follows.is_some() && tokens.len() != 1) {
+                let (draws, rows) = (draws.len(), extend.rows());
+                return invalid(format!("{draws} draws for {rows} rows, or a token to come beside others"));
             }
             if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.parts.embedded_tokens) {
                 return invalid(format!("token {token} is outside the vocabulary of {}", self.parts.embedded_tokens));
@@ -253,7 +271,7 @@ impl<B: Backend> NativeExecutor<B> {
                 }
             }
         }
-        for Extend { place, .. } in batch {
+        for Drawing { extend: Extend { place, .. }, .. } in batch {
             let before = &place.blocks[..place.start / KV_BLOCK_TOKENS];
             if let Some(block) = before.iter().find(|&&block| written_by[block as usize] == *number) {
                 return invalid(format!("block {block} would be read and written to at once"));
@@ -263,9 +281,25 @@ impl<B: Backend> NativeExecutor<B> {
     }
 }
 
+/// Computes the logits that are wanted, those to draw from first, and draws.
+fn compute_head<B: Backend>(
+    backend: &mut B,
+    decoder: &Decoder<B>,
+    wanted: &WantedRows,
+    draws: &[Draw],
+    buffers: &mut Buffers<B>,
+) {
+    if wanted.len() > 0 {
+        decoder.head(backend, &[&wanted.drawn[..], &wanted.given].concat(), buffers);
+    }
+    if !draws.is_empty() {
+        buffers.sample(backend, draws);
+    }
+}
+
 /// Cuts a batch into steps.
 struct Pieces<'a> {
-    batch: &'a [Extend<'a>],
+    batch: &'a [Drawing<'a>],
     room: Room,
     /// The part that comes next, and how many of its tokens are done.
     part: usize,
@@ -273,20 +307,17 @@ struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    fn new(batch: &'a [Extend<'a>], room: Room) -> Self {
+    fn new(batch: &'a [Drawing<'a>], room: Room) -> Self {
         Self { batch, room, part: 0, done: 0 }
     }
 
-    fn is_done(&self) -> bool {
-        self.part == self.batch.len()
-    }
-
     /// Fills `step` with what comes next and `wanted` with the rows whose logits are; whether there was anything.
-    fn fill(&mut self, step: &mut Step, wanted: &mut Vec<usize>) -> bool {
+    fn fill(&mut self, step: &mut Step, wanted: &mut WantedRows) -> bool {
         step.tokens.clear();
         step.spans.clear();
-        wanted.clear();
-        while let Some(extend) = self.batch.get(self.part) {
+        wanted.drawn.clear();
+        wanted.given.clear();
+        while let Some(Drawing { extend, draws, .. }) = self.batch.get(self.part) {
             let first = step.tokens.len();
             let logits_left = self.room.logits - wanted.len();
             let most =
@@ -301,9 +332,10 @@ impl<'a> Pieces<'a> {
             step.spans.push(Span { rows: first..first + count, start, blocks: extend.place.blocks[..blocks].to_vec() });
             self.done += count;
             let ends = self.done == extend.tokens.len();
+            let rows = if draws.is_empty() { &mut wanted.given } else { &mut wanted.drawn };
             match extend.wanted {
-                Wanted::All => wanted.extend(first..first + count),
-                Wanted::Last if ends => wanted.push(first + count - 1),
+                Wanted::All => rows.extend(first..first + count),
+                Wanted::Last if ends => rows.push(first + count - 1),
                 Wanted::Last | Wanted::Nothing => {}
             }
             if ends {

@@ -177,7 +177,7 @@ fn build<B: Backend>(
     let notes = notes.into_iter().chain(note).collect();
     let (embedded_tokens, energy) = (architecture.embedded_tokens, energy.join().ok().flatten());
     // A drawn token is fed before anybody could see that it is outside the matrix.
-    let draws_tokens = B::SAMPLES_AHEAD && architecture.embedded_tokens >= architecture.vocab_size;
-    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy, draws_tokens };
+    let steps_ahead = usize::from(B::SAMPLES_AHEAD && architecture.embedded_tokens >= architecture.vocab_size);
+    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy, steps_ahead };
     Ok(NativeExecutor::new(info, notes, parts))
 }

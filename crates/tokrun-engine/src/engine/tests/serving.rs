@@ -22,10 +22,11 @@ struct Served {
 
 /// Serves all prompts, so many at a time.
 fn serve(blocks: usize, at_once: usize, sampling: &SamplingParams, options: EngineOptions) -> Served {
-    serve_with(Fake::new(200, 16).paged(4, blocks), at_once, sampling, options)
+    serve_with(Fake::new(200, 16).paged(4, blocks), at_once, std::slice::from_ref(sampling), options)
 }
 
-fn serve_with(fake: Fake, at_once: usize, sampling: &SamplingParams, options: EngineOptions) -> Served {
+/// Each request with the next of the samplings.
+fn serve_with(fake: Fake, at_once: usize, samplings: &[SamplingParams], options: EngineOptions) -> Served {
     let bench = Bench::new(fake, options);
     let (answers, cached) = (BTreeMap::new(), BTreeMap::new());
     let mut served = Served { answers, cached, rejected: 0, surplus: 0, metrics: StepMetrics::default() };
@@ -33,7 +34,7 @@ fn serve_with(fake: Fake, at_once: usize, sampling: &SamplingParams, options: En
         for (index, prompt) in group.1.iter().enumerate() {
             let id = (group.0 * at_once + index) as u64;
             let mut request = request(id, prompt, 60);
-            request.sampling = SamplingParams { seed: id, ..sampling.clone() };
+            request.sampling = SamplingParams { seed: id, ..samplings[id as usize % samplings.len()].clone() };
             request.tenant = TenantId(id % 3);
             bench.engine.submit(request).expect("there is room");
         }
@@ -95,29 +96,38 @@ fn text_does_not_depend_on_batch_cache_chunks_speculation_or_memory() {
     }
 }
 
-/// Of an executor that draws tokens while the next step is planned: the same texts.
+/// Of an executor that draws tokens, at once or while the next step is planned: the same texts, whether it draws for all
+/// requests or for some.
 #[test]
 fn text_does_not_depend_on_who_draws_and_when() {
     let plain = EngineOptions { prefix_cache: false, speculation: false, ..EngineOptions::default() };
+    let greedy = SamplingParams::greedy();
     let hot = SamplingParams { temperature: 0.7, top_p: 0.9, top_k: 20, ..SamplingParams::default() };
     let penalised = SamplingParams { presence_penalty: 0.3, ..SamplingParams::default() };
-    for (sampling, is_plain) in [(&SamplingParams::greedy(), true), (&hot, true), (&penalised, false)] {
-        let alone = serve(1000, 1, sampling, plain.clone());
-        let mut surplus = 0;
-        for (at_once, step_tokens_max, blocks) in
-            [(1, 512, 1000), (3, 32, 60), (16, 512, 1000), (16, 5, 40), (16, 32, 30)]
-        {
-            for (prefix_cache, speculation) in [(false, false), (true, true)] {
-                let options = EngineOptions { step_tokens_max, prefix_cache, speculation, ..EngineOptions::default() };
-                let fake = Fake::new(200, 16).paged(4, blocks).drawing();
-                let served = serve_with(fake, at_once, sampling, options);
-                assert_eq!(served.answers, alone.answers, "{at_once} at once, chunks of {step_tokens_max}");
-                let StepMetrics { drafted_tokens, accepted_tokens, .. } = served.metrics;
-                assert_eq!(served.rejected, drafted_tokens - accepted_tokens);
-                surplus += served.surplus;
+    let cases = [vec![greedy.clone()], vec![hot.clone()], vec![penalised.clone()], vec![hot, penalised, greedy]];
+    for (case, samplings) in cases.iter().enumerate() {
+        let alone = serve_with(Fake::new(200, 16).paged(4, 1000), 1, samplings, plain.clone());
+        for ahead in [0, 1] {
+            let mut surplus = 0;
+            for (at_once, step_tokens_max, blocks) in
+                [(1, 512, 1000), (3, 32, 60), (16, 512, 1000), (16, 5, 40), (16, 32, 30)]
+            {
+                for (prefix_cache, speculation) in [(false, false), (true, true)] {
+                    let options =
+                        EngineOptions { step_tokens_max, prefix_cache, speculation, ..EngineOptions::default() };
+                    let fake = Fake::new(200, 16).paged(4, blocks).drawing(ahead);
+                    let served = serve_with(fake, at_once, samplings, options);
+                    assert_eq!(served.answers, alone.answers, "{at_once} at once, chunks of {step_tokens_max}");
+                    let StepMetrics { drafted_tokens, accepted_tokens, .. } = served.metrics;
+                    assert_eq!(served.rejected, drafted_tokens - accepted_tokens);
+                    surplus += served.surplus;
+                }
             }
+            assert_eq!(alone.surplus, 0);
+            let under_way_at_an_end = surplus > 0;
+            // Alone, what is neither penalised nor anything else runs ahead in all cases but the third.
+            assert_eq!(under_way_at_an_end, ahead == 1 && case != 2, "case {case}, {ahead} ahead: {surplus}");
         }
-        assert_eq!((alone.surplus, surplus > 0), (0, is_plain), "steps were under way when answers ended");
     }
 }
 
