@@ -15,11 +15,11 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Correction, Debit, Debited, ExportedEntry, ExportedRequest, GrantRequest, GrantView, Health,
-    ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed, Settled,
-    Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport, WalletChange,
-    WalletView, admin, backup, export, health, import, query, recurrence, request, reversal, statement, store,
-    transfer, usage, verify, wallets,
+    Admission, Admitted, Correction, Debit, Debited, ExportedEntry, ExportedRequest, Forecast, GrantRequest, GrantView,
+    Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed,
+    Settled, Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport,
+    WalletChange, WalletView, admin, backup, export, forecast, health, import, query, recurrence, request, reversal,
+    statement, store, transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -293,6 +293,11 @@ impl Ledger {
     /// One wallet.
     pub fn wallet(&self, name: &str) -> Result<WalletView> {
         self.read(|conn, now_us| query::wallet(conn, name, now_us))
+    }
+
+    /// How long a wallet's own grants last at the pace of the last four weeks; `None` if that cannot be told yet.
+    pub fn forecast(&self, name: &str) -> Result<Option<Forecast>> {
+        self.read(|conn, now_us| forecast::forecast(conn, name, now_us))
     }
 
     /// The entries of a wallet that took effect in `[from, to)`; open ends reach to the first and the last.

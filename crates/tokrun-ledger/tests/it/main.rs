@@ -5,6 +5,7 @@ mod allowance;
 mod bank;
 mod common;
 mod damage;
+mod forecast;
 mod migration;
 mod model;
 mod processes;
