@@ -68,6 +68,11 @@ pub(crate) enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Write a manual page for each command.
+    Man {
+        /// Where to; `~/.local/share/man/man1`, for example. It is created if need be.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

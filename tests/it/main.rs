@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, reason = "a test that does not run says so, and one that draws lots prints its seed")]
 
 mod architecture;
+mod audit;
 mod bad_input;
 mod bench;
 mod cli;

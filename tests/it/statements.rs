@@ -27,6 +27,7 @@ fn a_statement_adds_up_in_every_form() {
     assert_eq!(json["totals"]["granted"], 100.5);
     assert_eq!(json["totals"]["spent"], -paid);
     assert_eq!(json["zone"], "Pacific/Auckland");
+    assert!(json["forecast"].is_null() && home.json(&["wallet", "show", "ada"])["forecast"].is_null(), "too early");
     for by in ["by_model", "by_project", "by_wallet", "by_day"] {
         let group = &json["spending"][by][0];
         assert_eq!((&group["requests"], &group["amount"]), (&2.into(), &paid.into()), "{by}");
@@ -42,6 +43,7 @@ fn a_statement_adds_up_in_every_form() {
     assert_eq!(&rows[2][10], "'=1+1", "no spreadsheet takes a memo for a formula");
 
     let shown = text(&home.run(&["wallet", "statement", "ada"]).stdout);
+    assert!(shown.contains("cannot be told yet"), "{shown}");
     assert!(shown.contains("2 requests") && shown.contains("tools: =1+1"), "{shown}");
     let each = text(&home.run(&["wallet", "statement", "ada", "--requests"]).stdout);
     let spent = each.lines().filter(|line| line.starts_with(" 20") && line.contains(" spent "));

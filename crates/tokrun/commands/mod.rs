@@ -11,6 +11,8 @@ mod model;
 mod usage;
 mod wallet;
 
+use std::path::Path;
+
 use clap::CommandFactory;
 
 pub(crate) use export::CreditValue;
@@ -37,10 +39,27 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tokrun", &mut script);
-            out!("{}", String::from_utf8_lossy(&script).trim_end());
+            let script = String::from_utf8_lossy(&script);
+            match format {
+                Format::Json => out!("{}", serde_json::json!({ "shell": shell.to_string(), "script": script })),
+                _ => out!("{}", script.trim_end()),
+            }
             Ok(Status::Done)
         }
+        Command::Man { directory } => man(&directory, format),
     }
+}
+
+/// Writes a page for each command, `tokrun-wallet-show.1` for example.
+fn man(directory: &Path, format: Format) -> Result<Status, Failure> {
+    let failed = |error| Failure::io(&format!("cannot write to {}", directory.display()), &error);
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    clap_mangen::generate_to(Cli::command(), directory).map_err(failed)?;
+    match format {
+        Format::Json => out!("{}", serde_json::json!({ "directory": directory })),
+        _ => out!("wrote the pages to {0}; read one with `man -l {0}/tokrun.1`", directory.display()),
+    }
+    Ok(Status::Done)
 }
 
 /// Whether a command has a form for this format.

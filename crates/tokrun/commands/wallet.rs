@@ -20,7 +20,10 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
     let own_or = |user: Option<String>| user.map_or_else(home::account, Ok);
     match command {
         WalletCommand::List => show::list(&ledger.wallets()?, format),
-        WalletCommand::Show { user } => show::show(&ledger.wallet(&own_or(user)?)?, format),
+        WalletCommand::Show { user } => {
+            let user = own_or(user)?;
+            show::show_with_forecast(&ledger.wallet(&user)?, ledger.forecast(&user)?.as_ref(), format);
+        }
         WalletCommand::Create { user, terms, idempotency_key } => {
             let new = NewWallet { idempotency_key, ..terms::new_wallet(user, terms) };
             show::show(&ledger.open_wallet(new)?, format);

@@ -1,7 +1,8 @@
 //! `tokrun wallet list` and `show`: what a wallet has.
 
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
-use tokrun_ledger::{Credits, DrawTerms, GrantKind, GrantState, GrantView, RecurringView, WalletView};
+use tokrun_ledger::{Credits, DrawTerms, Forecast, GrantKind, GrantState, GrantView, RecurringView, WalletView};
 
 use crate::args::Format;
 use crate::output;
@@ -35,6 +36,41 @@ fn as_tree(wallets: &[WalletView]) -> Vec<(usize, &WalletView)> {
         stack.extend(children.map(|child| (level + 1, child)));
     }
     found
+}
+
+/// One wallet, and how long it lasts.
+pub(super) fn show_with_forecast(wallet: &WalletView, forecast: Option<&Forecast>, format: Format) {
+    if format == Format::Json {
+        let mut shown = json_wallet(wallet);
+        shown["forecast"] = json_forecast(forecast);
+        out!("{shown}");
+        return;
+    }
+    show(wallet, format);
+    out!("{}", text_forecast(forecast, &wallet.zone));
+}
+
+/// `null` where it cannot be told.
+pub(super) fn json_forecast(forecast: Option<&Forecast>) -> Value {
+    forecast.map_or(Value::Null, |forecast| {
+        json!({
+            "per_day": output::credits_json(forecast.per_day),
+            "days_seen": forecast.days_seen,
+            "until": forecast.until,
+        })
+    })
+}
+
+pub(super) fn text_forecast(forecast: Option<&Forecast>, zone: &str) -> String {
+    let Some(forecast) = forecast else {
+        return "how long it lasts cannot be told yet: that takes three days of spending".to_owned();
+    };
+    let pace = format!("{} a day over the last {} days", output::credits(forecast.per_day), forecast.days_seen);
+    let zone = TimeZone::get(zone).unwrap_or(TimeZone::UTC);
+    match forecast.until {
+        Some(until) => format!("lasts until {} at this pace: {pace}", zone.to_datetime(until).strftime("%-d %B %Y")),
+        None => format!("lasts for more than a year at this pace: {pace}"),
+    }
 }
 
 pub(super) fn show(wallet: &WalletView, format: Format) {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokrun_ledger::{Credits, Ledger, Spent, Statement, StatementKind, StatementLine, StatementQuery};
 
+use super::show::{json_forecast, text_forecast};
 use crate::args::{Format, StatementArgs};
 use crate::failure::{Failure, Status};
 use crate::{home, output};
@@ -18,11 +19,24 @@ pub(super) fn run(ledger: &Ledger, args: &StatementArgs, format: Format) -> Resu
     let (from, to) = args.span.instants(&zone).map_err(|what| Failure::new(Status::Usage, "usage", what))?;
     let query = StatementQuery { subtree: args.subtree, from, to, ..StatementQuery::new(wallet) };
     let statement = ledger.statement_of(&query)?;
+    let forecast = ledger.forecast(&statement.wallet)?;
+    // Of one wallet, as it is now: on a statement of something else it would mislead.
+    let tells = !args.subtree && statement.to.is_none_or(|to| to > jiff::Timestamp::now());
+    let forecast_text = tells.then(|| text_forecast(forecast.as_ref(), &statement.zone));
     match format {
-        Format::Json => out!("{}", json_statement(&statement)),
+        Format::Json => {
+            let mut shown = json_statement(&statement);
+            shown["forecast"] = json_forecast(forecast.as_ref().filter(|_| tells));
+            out!("{shown}");
+        }
         Format::Csv => out!("{}", csv_statement(&statement)?.trim_end()),
-        Format::Html => out!("{}", html_statement(&statement, &zone, args.requests)?.trim_end()),
-        _ => print_statement(&statement, &zone, args.requests),
+        Format::Html => {
+            out!("{}", html_statement(&statement, &zone, args.requests, forecast_text.as_deref())?.trim_end());
+        }
+        _ => {
+            print_statement(&statement, &zone, args.requests);
+            forecast_text.iter().for_each(|text| out!("{text}"));
+        }
     }
     Ok(())
 }
@@ -141,7 +155,12 @@ fn named(spent: &Spent) -> &str {
     if spent.key.is_empty() { "(none)" } else { &spent.key }
 }
 
-fn html_statement(statement: &Statement, zone: &TimeZone, each_request: bool) -> Result<String, Failure> {
+fn html_statement(
+    statement: &Statement,
+    zone: &TimeZone,
+    each_request: bool,
+    forecast: Option<&str>,
+) -> Result<String, Failure> {
     let failed = |error: minijinja::Error| Failure::new(Status::Failed, "statement", error.to_string());
     let groupings: Vec<Value> = groupings(statement)
         .into_iter()
@@ -164,6 +183,7 @@ fn html_statement(statement: &Statement, zone: &TimeZone, each_request: bool) ->
         "totals": totals.collect::<Value>(),
         "closing": output::credits(statement.closing),
         "in_flight": (statement.in_flight != Credits::ZERO).then(|| output::credits(statement.in_flight)),
+        "forecast": forecast,
         "rows": rows(statement, zone, each_request),
         "groupings": groupings,
     });
