@@ -230,8 +230,7 @@ pub(crate) fn statement(conn: &Connection, query: &StatementQuery, now_us: i64) 
         to_us: query.to.map_or(i64::MAX, Timestamp::as_microsecond),
     };
     let members = members(conn, wallet, query.subtree)?;
-    let mut opening = balance_before(conn, wallet, query.subtree, window.from_us)?;
-    let mut lines = written_lines(conn, wallet, query.subtree, &window)?;
+    let (mut opening, mut lines) = written_lines(conn, wallet, query.subtree, &window)?;
     for &member in &members {
         for line in due_lines(conn, member, now_us)? {
             let at_us = line.date.as_microsecond();
@@ -268,17 +267,6 @@ fn members(conn: &Connection, wallet: i64, subtree: bool) -> Result<Vec<i64>> {
     Ok(statement.query_map((wallet, subtree), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
-fn balance_before(conn: &Connection, wallet: i64, subtree: bool, from_us: i64) -> Result<i64> {
-    if from_us == i64::MIN {
-        return Ok(0);
-    }
-    let sql = format!(
-        "{MEMBERS} SELECT coalesce(sum(p.amount), 0) FROM member CROSS JOIN posting p ON p.account = member.wallet \
-         CROSS JOIN entry e ON e.id = p.entry WHERE e.effective_us < ?3"
-    );
-    Ok(conn.prepare_cached(&sql)?.query_row((wallet, subtree, from_us), |row| row.get(0))?)
-}
-
 fn in_flight(conn: &Connection, wallet: i64, subtree: bool) -> Result<i64> {
     let sql = format!(
         "{MEMBERS} SELECT coalesce(sum(f.held + f.debited), 0) FROM in_flight f \
@@ -287,28 +275,43 @@ fn in_flight(conn: &Connection, wallet: i64, subtree: bool) -> Result<i64> {
     Ok(conn.prepare_cached(&sql)?.query_row((wallet, subtree), |row| row.get(0))?)
 }
 
-/// The entries as they were written. What moves within the wallets changes nothing and is left out, but for what rolled
+/// The sum of the entries before the window, and those in it, as they were written: both are read in one pass, since most
+/// of the time goes into finding the entries at all. What moves within the wallets changes nothing and is left out, but for what rolled
 /// over.
-fn written_lines(conn: &Connection, wallet: i64, subtree: bool, window: &Window) -> Result<Vec<StatementLine>> {
+fn written_lines(conn: &Connection, wallet: i64, subtree: bool, window: &Window) -> Result<(i64, Vec<StatementLine>)> {
+    // Of one wallet the index has them in order; of several they are sorted.
+    let postings = match subtree {
+        false => "posting p CROSS JOIN entry e ON e.id = p.entry WHERE p.account = ?1",
+        true => {
+            "member CROSS JOIN posting p ON p.account = member.wallet CROSS JOIN entry e ON e.id = p.entry WHERE TRUE"
+        }
+    };
     let sql = format!(
-        "{MEMBERS}, line AS (SELECT e.id, e.effective_us, e.kind, e.request_id, e.memo_digest, sum(p.amount) AS amount, \
-         max(p.amount) AS moved FROM member CROSS JOIN posting p ON p.account = member.wallet \
-         CROSS JOIN entry e ON e.id = p.entry WHERE e.effective_us >= ?3 AND e.effective_us < ?4 \
-         GROUP BY e.id HAVING sum(p.amount) <> 0 OR e.kind = 'rollover') \
+        "{MEMBERS}, line AS (SELECT p.entry AS id, e.effective_us, e.kind, e.request_id, e.memo_digest, sum(p.amount) AS amount, \
+         max(p.amount) AS moved FROM {postings} AND e.effective_us < ?4 \
+         GROUP BY p.entry HAVING sum(p.amount) <> 0 OR e.kind = 'rollover') \
          SELECT l.effective_us, l.kind, l.amount, l.moved, l.request_id, \
-         CASE WHEN l.memo_digest IS NULL THEN NULL WHEN l.kind IN ('refund', 'correct') \
+         CASE WHEN l.memo_digest IS NULL OR l.effective_us < ?3 THEN NULL WHEN l.kind IN ('refund', 'correct') \
          THEN (SELECT m.text FROM entry_memo m WHERE m.entry = l.id) \
          ELSE (SELECT m.text FROM posting q JOIN memo m ON m.allowance = q.allowance \
          WHERE q.entry = l.id AND q.amount > 0) END, \
-         iif(l.kind IN ('transfer', 'correct'), (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
+         iif(l.kind IN ('transfer', 'correct') AND l.effective_us >= ?3, (SELECT coalesce(n.name, a.id) FROM posting q JOIN account a ON a.seq = q.account \
          LEFT JOIN wallet_name n ON n.wallet = q.account WHERE q.entry = l.id AND q.allowance IS NOT NULL AND q.account NOT IN member), NULL), \
-         r.model, r.project, r.prompt_tokens, r.output_tokens, coalesce(n.name, a.id) \
-         FROM line l LEFT JOIN request_log r ON l.kind IN ('settle', 'refund') AND r.id = l.request_id \
-         LEFT JOIN account a ON a.seq = r.wallet LEFT JOIN wallet_name n ON n.wallet = r.wallet ORDER BY l.id"
+         r.model, r.project, r.prompt_tokens, r.output_tokens, coalesce(n.name, a.id), l.id \
+         FROM line l LEFT JOIN request_log r ON l.kind IN ('settle', 'refund') AND l.effective_us >= ?3 AND r.id = l.request_id \
+         LEFT JOIN account a ON a.seq = r.wallet LEFT JOIN wallet_name n ON n.wallet = r.wallet"
     );
     let mut statement = conn.prepare_cached(&sql)?;
-    let lines = statement.query_map((wallet, subtree, window.from_us, window.to_us), written_line)?;
-    Ok(lines.collect::<rusqlite::Result<_>>()?)
+    let mut rows = statement.query((wallet, subtree, window.from_us, window.to_us))?;
+    let (mut before, mut lines) = (0, Vec::new());
+    while let Some(row) = rows.next()? {
+        match row.get::<_, i64>(0)? < window.from_us {
+            true => before += row.get::<_, i64>(2)?,
+            false => lines.push((row.get::<_, i64>(12)?, written_line(row)?)),
+        }
+    }
+    lines.sort_unstable_by_key(|&(id, _)| id);
+    Ok((before, lines.into_iter().map(|(_, line)| line).collect()))
 }
 
 fn written_line(row: &Row<'_>) -> rusqlite::Result<StatementLine> {

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 use serde::Serialize;
 
-use crate::chain::{self, Entry, Hash, LOGGED, TERMS};
+use crate::chain::{self, AllPostings, Entry, Hash, LOGGED, TERMS};
 use crate::reversal::{REVERSALS, REVERSED};
 use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, audit, store};
 
@@ -113,11 +113,13 @@ fn check_chain(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     let head = chain::head(conn)?;
     let mut statement = conn.prepare(&format!("SELECT {} FROM entry ORDER BY id", chain::ENTRY_COLUMNS))?;
     let mut rows = statement.query([])?;
+    let mut postings = conn.prepare(chain::ALL_POSTINGS)?;
+    let mut postings = AllPostings::new(conn, &mut postings)?;
     let (mut last, mut hash, mut count) = (0_i64, chain::GENESIS, 0_i64);
     while let Some(row) = rows.next()? {
         let id = row.get(0)?;
         let entry = Entry::from_row(row).map_err(LedgerError::from).and_then(|mut entry| {
-            entry.load_postings(conn)?;
+            entry.postings = postings.of(id)?;
             Ok(entry)
         });
         match entry {
