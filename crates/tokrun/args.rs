@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use tokrun_ledger::Credits;
+use tokrun_ledger::{Credits, ModelScope};
 
 mod bench;
 mod books;
@@ -270,6 +270,9 @@ pub(crate) enum WalletCommand {
     },
     /// Add an allowance to a wallet.
     Grant(GrantArgs),
+    /// Give everybody right under a wallet a share: by weight, exactly. What cannot be split, a micro-credit each, goes
+    /// to the first by name.
+    Deposit(DepositArgs),
     /// Give credits of one wallet to another.
     Transfer {
         /// Whose they are: out of their own grants, as these would burn.
@@ -384,6 +387,45 @@ pub(crate) fn cap(text: &str) -> Result<Cap, String> {
     }
 }
 
+/// What credits are good for, and what they are worth.
+#[derive(Debug, Args)]
+pub(crate) struct CreditTermsArgs {
+    /// The only models that they pay for: names, or beginnings with a `*`, as in llama-*,smollm2-135m.
+    #[arg(long, value_name = "MODELS")]
+    pub(crate) models: Option<ModelScope>,
+    /// They are given away, not paid for.
+    #[arg(long)]
+    pub(crate) promotional: bool,
+    /// What one of them is worth, for as long as it lasts.
+    #[arg(long, value_name = "0.002EUR")]
+    pub(crate) value: Option<tokrun_ledger::CreditValue>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DepositArgs {
+    /// Under which wallet the members stand.
+    pub(crate) wallet: String,
+    /// How many credits, all together.
+    pub(crate) amount: Credits,
+    /// What a member's share weighs (repeatable); 1 if nothing is said.
+    #[arg(long = "weight", value_name = "MEMBER=N", value_parser = weight)]
+    pub(crate) weights: Vec<(String, u32)>,
+    /// When what is left of them expires: a date, an instant, or a time from now (`30d`).
+    #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
+    pub(crate) expires: Option<jiff::Timestamp>,
+    /// Lower is spent first.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) priority: i32,
+    #[command(flatten)]
+    pub(crate) terms: CreditTermsArgs,
+    /// What it is for; kept outside the hashed books.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) memo: Option<String>,
+    /// Depositing twice under the same key deposits once.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GrantArgs {
     /// Whose.
@@ -418,6 +460,17 @@ pub(crate) struct GrantArgs {
     /// How much of what is left goes on into the next period.
     #[arg(long, requires = "every", value_name = "CREDITS", default_value = "0")]
     pub(crate) rollover: Credits,
+    #[command(flatten)]
+    pub(crate) terms: CreditTermsArgs,
+    /// Let it vest in so many equal parts, one a period (--vest-every), each at midnight in the wallet's time zone.
+    #[arg(long, value_name = "PERIODS", conflicts_with = "every")]
+    pub(crate) vest: Option<u32>,
+    /// The period of --vest.
+    #[arg(long, value_enum, requires = "vest", value_name = "PERIOD", default_value = "month")]
+    pub(crate) vest_every: Every,
+    /// Let nothing vest before so many periods have passed, and then all of theirs at once.
+    #[arg(long, requires = "vest", value_name = "PERIODS", default_value_t = 0)]
+    pub(crate) cliff: u32,
 }
 
 #[derive(Debug, Args)]
@@ -458,6 +511,12 @@ pub(crate) struct DoctorArgs {
     /// Whether this model fits; the default model if absent.
     #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
     pub(crate) model: Option<String>,
+}
+
+fn weight(text: &str) -> Result<(String, u32), String> {
+    let (member, weight) = text.rsplit_once('=').ok_or("expected MEMBER=N")?;
+    let weight = weight.parse().map_err(|_| format!("`{weight}` is no weight: write a whole number"))?;
+    Ok((member.to_owned(), weight))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -106,6 +106,39 @@ fn a_request_is_refunded_and_a_mistake_taken_back() {
 }
 
 #[test]
+fn a_grant_has_models_a_value_and_parts() {
+    let home = Home::new();
+    team(&home);
+    let shares = home.json(&["wallet", "deposit", "tools", "10", "--weight", "bob=2", "--memo", "bonus"]);
+    assert_eq!((&shares["shares"][0]["wallet"], &shares["shares"][0]["amount"]), (&"ada".into(), &3.333334.into()));
+    assert_eq!(home.json(&["wallet", "show", "bob"])["balance"], 6.666666);
+    let terms = ["--models", "llama-*", "--promotional", "--value", "0.002EUR"];
+    let grant = home.json(&[&["wallet", "grant", "ada", "50"][..], &terms].concat())["grant"].clone();
+    let told = ["models", "class", "value"].map(|name| grant[name].as_str().expect("a text").to_owned());
+    assert_eq!(told, ["llama-*", "promotional", "0.002EUR"]);
+    let shown = text(&home.run(&["wallet", "show", "ada"]).stdout);
+    assert!(shown.contains("live, promotional, for llama-*, worth 0.002EUR each"), "{shown}");
+    let vesting = home.json(&["wallet", "grant", "bob", "48", "--vest", "48", "--cliff", "12"]);
+    assert_eq!((&vesting["grants"][0]["amount"], &vesting["grants"][1]["amount"]), (&12.into(), &1.into()));
+    assert_eq!(vesting["grants"][0]["state"], "pending");
+    let id = vesting["vesting"].as_str().expect("an id").to_owned();
+    assert_eq!(home.json(&["wallet", "void", &id])["grants"][1]["state"], "void");
+    let books = home.books();
+    for arguments in [
+        &["wallet", "deposit", "ada", "5"][..],
+        &["wallet", "deposit", "tools", "5", "--weight", "eve=1"],
+        &["wallet", "grant", "ada", "5", "--value", "2"],
+        &["wallet", "grant", "ada", "5", "--models", "a b"],
+        &["wallet", "grant", "ada", "5", "--vest", "3", "--cliff", "4"],
+        &["wallet", "grant", "ada", "5", "--vest", "3", "--every", "month"],
+    ] {
+        assert_eq!(home.run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert_eq!(home.books(), books);
+    home.verify();
+}
+
+#[test]
 fn wallets_are_listed_as_a_tree_and_moved() {
     let home = Home::new();
     team(&home);

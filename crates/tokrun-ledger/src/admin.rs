@@ -5,12 +5,16 @@ use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::calendar::{date_at, midnight_us};
 use crate::chain::{self, Hash};
 use crate::purse::Grant;
 use crate::recurrence::{self, Recurrence};
 use crate::text::is_invisible;
 use crate::writer::Tx;
-use crate::{Admission, GrantKind, GrantRequest, GrantView, LedgerError, Result, WalletView, query};
+use crate::{
+    Admission, GrantKind, GrantRequest, GrantTerms, GrantView, LedgerError, Result, Vesting, WalletView, audit, query,
+    tree,
+};
 
 /// Long enough for any account name or mail address.
 const NAME_CHARS_MAX: usize = 128;
@@ -32,6 +36,7 @@ struct NewGrant<'a> {
     effective_us: i64,
     expires_us: Option<i64>,
     memo: Option<&'a str>,
+    terms: &'a GrantTerms,
 }
 
 /// The wallet that an admission names, created if it may be; and whether it was.
@@ -50,9 +55,11 @@ pub(crate) fn wallet_for(tx: &mut Tx<'_>, admission: &Admission) -> Result<(Wall
         effective_us: tx.now_us,
         expires_us: None,
         memo: None,
+        terms: &GrantTerms::default(),
     };
     if grant.amount != 0 {
-        insert_grant(tx, &wallet, &grant)?;
+        insert_grant(tx, &wallet, &Uuid::now_v7().to_string(), None, &grant)?;
+        activate(tx, wallet.seq)?;
     }
     Ok((wallet, true))
 }
@@ -61,16 +68,7 @@ pub(crate) fn wallet_for(tx: &mut Tx<'_>, admission: &Admission) -> Result<(Wall
 pub(crate) fn grant(tx: &mut Tx<'_>, request: &GrantRequest) -> Result<GrantView> {
     tx.check_good()?;
     let wallet = require_wallet(tx.conn, &request.wallet)?;
-    let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
-    let arguments = arguments_hash(&[
-        "grant",
-        &wallet.id,
-        &request.amount.micro().to_string(),
-        &request.priority.to_string(),
-        &format!("{:?}", micros(request.effective)),
-        &format!("{:?}", micros(request.expires)),
-        &format!("{:?}", request.memo),
-    ]);
+    let arguments = grant_arguments(request, &wallet, "grant", "");
     let key = request.idempotency_key.as_deref();
     let seq = match earlier(tx.conn, key, &arguments)? {
         Some(id) => seq_of(tx.conn, "SELECT seq FROM allowance WHERE id = ?1", &id)?,
@@ -79,16 +77,82 @@ pub(crate) fn grant(tx: &mut Tx<'_>, request: &GrantRequest) -> Result<GrantView
                 kind: GrantKind::Grant,
                 amount: request.amount.micro(),
                 priority: request.priority,
-                effective_us: micros(request.effective).unwrap_or(tx.now_us).max(tx.now_us),
-                expires_us: micros(request.expires),
+                effective_us: request.effective.map_or(tx.now_us, Timestamp::as_microsecond).max(tx.now_us),
+                expires_us: request.expires.map(Timestamp::as_microsecond),
                 memo: request.memo.as_deref(),
+                terms: &request.terms,
             };
-            let (seq, id) = insert_grant(tx, &wallet, &grant)?;
+            let id = Uuid::now_v7().to_string();
+            let seq = insert_grant(tx, &wallet, &id, None, &grant)?;
+            activate(tx, wallet.seq)?;
             remember(tx.conn, key, &arguments, &id)?;
             seq
         }
     };
     query::grant_view(tx.conn, seq, tx.now_us)
+}
+
+/// Gives an allowance in parts, with the calendar. Each is a grant of its own that becomes effective in its time.
+pub(crate) fn grant_vesting(tx: &mut Tx<'_>, request: &GrantRequest, vesting: Vesting) -> Result<Vec<GrantView>> {
+    tx.check_good()?;
+    vesting.check()?;
+    let wallet = require_wallet(tx.conn, &request.wallet)?;
+    let arguments = grant_arguments(request, &wallet, "vesting", &format!("{vesting:?}"));
+    let key = request.idempotency_key.as_deref();
+    let id = match earlier(tx.conn, key, &arguments)? {
+        Some(id) => id,
+        None => {
+            let id = Uuid::now_v7().to_string();
+            insert_parts(tx, &wallet, &id, request, vesting)?;
+            activate(tx, wallet.seq)?;
+            remember(tx.conn, key, &arguments, &id)?;
+            id
+        }
+    };
+    let mut statement = tx.conn.prepare_cached("SELECT seq FROM allowance WHERE vesting = ?1 ORDER BY seq")?;
+    let parts: Vec<i64> = statement.query_map([id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    parts.into_iter().map(|seq| query::grant_view(tx.conn, seq, tx.now_us)).collect()
+}
+
+fn insert_parts(tx: &Tx<'_>, wallet: &Wallet, id: &str, request: &GrantRequest, vesting: Vesting) -> Result<()> {
+    if request.amount.micro() <= 0 {
+        return Err(LedgerError::InvalidGrant { reason: "the amount must be more than zero" });
+    }
+    let zone = tree::zone(&tree::path(tx.conn, wallet.seq)?)?;
+    let start_us = request.effective.map_or(tx.now_us, Timestamp::as_microsecond).max(tx.now_us);
+    let first_day = date_at(start_us, &zone);
+    for (number, amount) in vesting.parts(request.amount.micro()) {
+        // Counted from the first day each time, so that the 31st comes back after a short month.
+        let day = first_day.saturating_add(vesting.every.span(number));
+        let part = NewGrant {
+            kind: GrantKind::Grant,
+            amount,
+            priority: request.priority,
+            effective_us: midnight_us(day, &zone).max(start_us),
+            expires_us: request.expires.map(Timestamp::as_microsecond),
+            memo: request.memo.as_deref(),
+            terms: &request.terms,
+        };
+        insert_grant(tx, wallet, &format!("{id}.{number}"), Some(id), &part)?;
+    }
+    Ok(())
+}
+
+fn grant_arguments(request: &GrantRequest, wallet: &Wallet, what: &str, how: &str) -> Hash {
+    let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
+    let mut arguments = vec![
+        what.to_owned(),
+        wallet.id.clone(),
+        request.amount.micro().to_string(),
+        request.priority.to_string(),
+        format!("{:?}", micros(request.effective)),
+        format!("{:?}", micros(request.expires)),
+        format!("{:?}", request.memo),
+    ];
+    // As earlier versions hashed it, so that their keys stay good.
+    arguments.extend((request.terms != GrantTerms::default()).then(|| request.terms.argument()));
+    arguments.extend((!how.is_empty()).then(|| how.to_owned()));
+    arguments_hash(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Freezes or thaws: a frozen wallet admits nothing, what runs may end.
@@ -146,18 +210,19 @@ fn check_name(name: &str) -> Result<()> {
     Err(LedgerError::InvalidName { name: name.to_owned(), reason })
 }
 
-/// Writes a grant, and its entry as soon as it is effective.
-fn insert_grant(tx: &mut Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<(i64, String)> {
+/// Writes a grant. Its entry follows when it is effective; of one that is not yet, an entry promises it.
+fn insert_grant(tx: &Tx<'_>, wallet: &Wallet, id: &str, vesting: Option<&str>, grant: &NewGrant<'_>) -> Result<i64> {
     check_grant(tx, wallet, grant)?;
-    let id = Uuid::now_v7().to_string();
     let kind = match grant.kind {
         GrantKind::Starter => "starter",
         _ => "grant",
     };
+    let (class, scope, value_nano, currency) = grant.terms.columns();
     let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
-         remaining) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0)";
-    let seq = tx.conn.prepare_cached(sql)?.insert((
-        &id,
+         remaining, class, scope, value_nano, currency, vesting) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, ?9, ?10, ?11, ?12, ?13)";
+    let seq = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
+        id,
         wallet.seq,
         kind,
         grant.amount,
@@ -165,22 +230,35 @@ fn insert_grant(tx: &mut Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Resul
         grant.effective_us,
         grant.expires_us,
         tx.now_us,
-    ))?;
+        class,
+        scope,
+        value_nano,
+        currency,
+        vesting,
+    ])?;
     if let Some(memo) = grant.memo {
         insert_memo(tx, seq, memo)?;
     }
-    // Read again with the new grant, which becomes active on the way if it is effective already.
-    tx.cache.purses.remove(&wallet.seq);
-    let purse = tx.take_purse(wallet.seq)?;
-    tx.save_purse(wallet.seq, purse)?;
-    Ok((seq, id))
+    if grant.effective_us > tx.now_us {
+        audit::promise(tx.conn, tx.now_us, seq)?;
+    }
+    Ok(seq)
+}
+
+/// Reads a wallet again with its new grants, which become active on the way if they are effective already.
+fn activate(tx: &mut Tx<'_>, wallet: i64) -> Result<()> {
+    tx.cache.purses.remove(&wallet);
+    let purse = tx.take_purse(wallet)?;
+    tx.save_purse(wallet, purse)
 }
 
 /// Writes a grant that a recurring one gave; its entry follows. Returns its number.
 pub(crate) fn insert_given(tx: &Tx<'_>, wallet: i64, grant: &Grant, recurrence: &Recurrence) -> Result<i64> {
     let kind = if grant.kind == GrantKind::Rollover { "rollover" } else { "grant" };
     let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
-         remaining, recurrence) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?6, 0, 0, ?8)";
+         remaining, recurrence, class, scope, value_nano, currency) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?6, 0, 0, ?8, ?9, ?10, ?11, ?12)";
+    let (class, scope, value_nano, currency) = grant.terms.columns();
     let seq = tx.conn.prepare_cached(sql)?.insert((
         &grant.id,
         wallet,
@@ -190,6 +268,10 @@ pub(crate) fn insert_given(tx: &Tx<'_>, wallet: i64, grant: &Grant, recurrence: 
         grant.effective_us,
         grant.expires_us,
         recurrence.seq,
+        class,
+        scope,
+        value_nano,
+        currency,
     ))?;
     if let Some(memo) = recurrence.view().memo.filter(|_| grant.kind == GrantKind::Grant) {
         insert_memo(tx, seq, &memo)?;
@@ -212,6 +294,9 @@ pub(crate) fn void(tx: &mut Tx<'_>, id: &str) -> Result<WalletView> {
     let found: Option<(i64, i64)> =
         tx.conn.prepare_cached(sql)?.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let Some((seq, wallet)) = found else {
+        if let Some(wallet) = end_vesting(tx, id)? {
+            return query::wallet_view(tx.conn, wallet, tx.now_us);
+        }
         let wallet = recurrence::end(tx, id)?.ok_or_else(|| LedgerError::UnknownGrant { id: id.to_owned() })?;
         tx.cache.purses.remove(&wallet);
         return query::wallet_view(tx.conn, wallet, tx.now_us);
@@ -227,6 +312,20 @@ pub(crate) fn void(tx: &mut Tx<'_>, id: &str) -> Result<WalletView> {
     }
     tx.save_purse(wallet, purse)?;
     query::wallet_view(tx.conn, wallet, tx.now_us)
+}
+
+/// Makes void what of a vesting has not vested. `None` if there is none of this id.
+fn end_vesting(tx: &mut Tx<'_>, id: &str) -> Result<Option<i64>> {
+    let sql = "SELECT wallet FROM allowance WHERE vesting = ?1 LIMIT 1";
+    let found: Option<i64> = tx.conn.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?;
+    let Some(wallet) = found else { return Ok(None) };
+    // What has vested by now is written first: it stays.
+    let purse = tx.take_purse(wallet)?;
+    tx.save_purse(wallet, purse)?;
+    tx.cache.purses.remove(&wallet);
+    let sql = "UPDATE allowance SET voided_us = ?2 WHERE vesting = ?1 AND active = 0 AND voided_us IS NULL";
+    tx.conn.prepare_cached(sql)?.execute((id, tx.now_us))?;
+    Ok(Some(wallet))
 }
 
 fn check_grant(tx: &Tx<'_>, wallet: &Wallet, grant: &NewGrant<'_>) -> Result<()> {

@@ -30,6 +30,16 @@ impl Period {
         }
     }
 
+    /// So many of them.
+    pub(crate) fn span(self, count: u32) -> Span {
+        let count = i64::from(count);
+        match self {
+            Period::Day => Span::new().days(count),
+            Period::Week => Span::new().weeks(count),
+            Period::Month => Span::new().months(count),
+        }
+    }
+
     /// The period around an instant: where it begins and where the next one does.
     pub(crate) fn around(self, at_us: i64, zone: &TimeZone) -> (i64, i64) {
         let date = date_at(at_us, zone);

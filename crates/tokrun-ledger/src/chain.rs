@@ -20,7 +20,8 @@
 //! ```
 //!
 //! The digest of a row is the SHA-256 of its columns in the order of [`TERMS`] and [`LOGGED`]: each a byte 0 for NULL, a
-//! byte 1 and an integer, a byte 2 and the eight bytes of a float, a byte 3 and a text, or a byte 4 and a blob.
+//! byte 1 and an integer, a byte 2 and the eight bytes of a float, a byte 3 and a text, or a byte 4 and a blob. Columns
+//! that later versions added are hashed where they are not NULL, each behind its place in that order as an i64.
 //!
 //! The chain shows that nothing before its head was changed by somebody who does not recompute all of it. Against
 //! somebody who does, only a head kept elsewhere helps.
@@ -94,7 +95,11 @@ pub(crate) const ENTRY_COLUMNS: &str =
     "id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, subject_digest, prev_hash, hash";
 
 /// The terms of a grant `g` to the account `a`, in the order in which they are hashed.
-pub(crate) const TERMS: &str = "g.id, a.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.created_us";
+pub(crate) const TERMS: &str = "g.id, a.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.created_us, \
+     g.class, g.scope, g.value_nano, g.currency, g.vesting";
+
+/// Those of the first version; NULL in a later one was not hashed.
+const TERMS_FIRST: usize = 8;
 
 /// A row `r` of the log, of the account `a`, in the order in which it is hashed.
 pub(crate) const LOGGED: &str = "r.id, a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
@@ -167,13 +172,29 @@ pub(crate) fn salted(salt: &[u8], text: &str) -> Hash {
 /// What the chain keeps of a grant's terms.
 pub(crate) fn terms_digest(conn: &Connection, grant: i64) -> Result<Hash> {
     let sql = format!("SELECT {TERMS} FROM allowance g JOIN account a ON a.seq = g.wallet WHERE g.seq = ?1");
-    conn.prepare_cached(&sql)?.query_row([grant], |row| Ok(row_digest(row, 0)))?
+    conn.prepare_cached(&sql)?.query_row([grant], |row| Ok(terms_of(row, 0)))?
 }
 
 /// What the chain keeps of a settled request's row in the log.
 pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
     let sql = format!("SELECT {LOGGED} FROM request_log r JOIN account a ON a.seq = r.wallet WHERE r.seq = ?1");
     conn.prepare_cached(&sql)?.query_row([logged], |row| Ok(row_digest(row, 0)))?
+}
+
+/// Digests [`TERMS`], from the column `first` of a row on.
+pub(crate) fn terms_of(row: &Row<'_>, first: usize) -> Result<Hash> {
+    let mut encoder = Encoder(Sha256::new());
+    for column in first..row.as_ref().column_count() {
+        let (place, value) = (column - first, row.get_ref(column)?);
+        if place >= TERMS_FIRST {
+            if value == ValueRef::Null {
+                continue;
+            }
+            encoder.integer(place as i64);
+        }
+        encoder.value(value);
+    }
+    Ok(encoder.0.finalize().into())
 }
 
 /// Digests a row from its column `first` on.

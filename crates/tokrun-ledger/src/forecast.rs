@@ -41,7 +41,7 @@ pub struct Forecast {
 /// `None` if nothing was spent, or for too short a time to tell.
 pub(crate) fn forecast(conn: &Connection, name: &str, now_us: i64) -> Result<Option<Forecast>> {
     let wallet = admin::require_wallet(conn, name)?.seq;
-    let zone = tree::zone(&tree::path(conn, wallet)?);
+    let zone = tree::zone(&tree::path(conn, wallet)?)?;
     let Some(pace) = Pace::seen(conn, wallet, now_us, &zone)? else { return Ok(None) };
     let purse = Purse::load(conn, wallet)?;
     let until = pace.ends(purse, now_us, &zone).map(timestamp);
@@ -120,7 +120,7 @@ impl Pace {
             let share = |amount: i64| (i128::from(amount) * i128::from(end - from) / i128::from(length)) as i64;
             let needed = share(self.by_weekday[weekday(date)]);
             purse.pass_time(end - 1);
-            let taken = purse.take(needed, Layer::Grants, end - 1, &mut Vec::new());
+            let taken = purse.take(needed, None, Layer::Grants, end - 1, &mut Vec::new());
             if taken < needed {
                 let part = i128::from(end - from) * i128::from(taken) / i128::from(needed);
                 return Some(from + part as i64);

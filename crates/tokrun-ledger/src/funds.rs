@@ -1,6 +1,8 @@
 //! What a wallet can pay with: its own grants, then those of the pools above it as far as it may draw on them, then the
 //! agreed overdrafts in the same order.
 
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension};
 
@@ -32,7 +34,7 @@ impl Draw {
             Ok((row.get(0)?, row.get(1)?, every, row.get(3)?, row.get(4)?))
         });
         let Some((parent, cap, every, from_us, drawn)) = found.optional()? else { return Ok(None) };
-        let zone = tree::zone(&tree::path(conn, wallet)?);
+        let zone = tree::zone(&tree::path(conn, wallet)?)?;
         let until_us = every.map_or(i64::MAX, |every: Period| every.around(from_us, &zone).1);
         Ok(Some(Draw { parent, cap, every, drawn, from_us, until_us, zone, dirty: false }))
     }
@@ -77,6 +79,8 @@ impl Draw {
 #[derive(Debug, Clone)]
 pub(crate) struct Funds {
     pub(crate) levels: Vec<(i64, Purse)>,
+    /// What it is spent on; `None`: anything.
+    pub(crate) model: Option<Arc<str>>,
 }
 
 impl Funds {
@@ -89,7 +93,7 @@ impl Funds {
     pub(crate) fn available(&self, now_us: i64) -> i64 {
         self.levels.iter().rev().fold(0, |above: i64, (_, purse)| {
             let drawable = purse.draw.as_ref().map_or(0, |draw| draw.left().min(above));
-            purse.available(now_us).saturating_add(drawable)
+            purse.available(self.model.as_deref(), now_us).saturating_add(drawable)
         })
     }
 
@@ -108,7 +112,7 @@ impl Funds {
                 let (below, rest) = self.levels.split_at_mut(level);
                 let draws = || below.iter().filter_map(|(_, purse)| purse.draw.as_ref());
                 let most = draws().map(Draw::left).fold(owed, i64::min);
-                let taken = rest[0].1.take(most, layer, now_us, &mut parts);
+                let taken = rest[0].1.take(most, self.model.as_deref(), layer, now_us, &mut parts);
                 for (_, purse) in below {
                     purse.draw.iter_mut().for_each(|draw| draw.take(taken));
                 }

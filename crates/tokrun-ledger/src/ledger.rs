@@ -15,11 +15,11 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Correction, Debit, Debited, ExportedEntry, ExportedRequest, Forecast, GrantRequest, GrantView,
-    Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result, Reversed,
-    Settled, Settlement, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow, VerifyReport,
-    WalletChange, WalletView, admin, backup, export, forecast, health, import, query, recurrence, request, reversal,
-    statement, store, transfer, usage, verify, wallets,
+    Admission, Admitted, Correction, Debit, Debited, Deposit, ExportedEntry, ExportedRequest, Forecast, GrantRequest,
+    GrantView, Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result,
+    Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow,
+    VerifyReport, Vesting, WalletChange, WalletView, admin, backup, deposit, export, forecast, health, import, query,
+    recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -214,6 +214,18 @@ impl Ledger {
     /// Gives an allowance. With an idempotency key, repeating it grants nothing more.
     pub fn grant(&self, request: GrantRequest) -> Result<GrantView> {
         self.administer(move |tx| admin::grant(tx, &request))
+    }
+
+    /// Gives an allowance in parts, with the calendar: what it returns, in the order of their times. With an idempotency
+    /// key, repeating it grants nothing more. Their common id, [made void](Ledger::void), ends what has not vested.
+    pub fn grant_vesting(&self, request: GrantRequest, vesting: Vesting) -> Result<Vec<GrantView>> {
+        self.administer(move |tx| admin::grant_vesting(tx, &request, vesting))
+    }
+
+    /// Gives every wallet right under one its share of an amount, as grants, all or none. With an idempotency key,
+    /// repeating it grants nothing more.
+    pub fn deposit(&self, request: Deposit) -> Result<Vec<Share>> {
+        self.administer(move |tx| deposit::deposit(tx, &request))
     }
 
     /// Gives an allowance again and again: what time has made due is written by whoever writes next, with the amounts and

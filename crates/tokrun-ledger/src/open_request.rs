@@ -1,5 +1,7 @@
 //! A request in flight: what it holds and what it has debited, per grant.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::funds::Funds;
@@ -17,6 +19,7 @@ const PAY_ORDER: &str =
 pub(crate) struct OpenRequest {
     pub(crate) seq: i64,
     pub(crate) wallet: i64,
+    pub(crate) model: Arc<str>,
     price: Price,
     pub(crate) prompt_tokens: u64,
     /// Its prompt is debited, and nothing is held any more.
@@ -69,6 +72,7 @@ impl OpenRequest {
         let mut request = OpenRequest {
             seq,
             wallet,
+            model: admission.model.as_str().into(),
             price,
             prompt_tokens: admission.prompt_tokens,
             running: false,
@@ -91,7 +95,7 @@ impl OpenRequest {
 
     fn load(conn: &Connection, id: &str) -> Result<Option<OpenRequest>> {
         let sql = "SELECT seq, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, running, cached_tokens, \
-             output_tokens, started_us FROM open_request JOIN progress ON request = seq WHERE id = ?1";
+             output_tokens, started_us, model FROM open_request JOIN progress ON request = seq WHERE id = ?1";
         let found = conn.prepare_cached(sql)?.query_row([id], |row| {
             Ok(OpenRequest {
                 seq: row.get(0)?,
@@ -106,6 +110,7 @@ impl OpenRequest {
                 cached_tokens: row.get(7)?,
                 output_tokens: row.get(8)?,
                 started_us: row.get(9)?,
+                model: row.get_ref(10)?.as_str()?.into(),
                 lots: Vec::new(),
             })
         });

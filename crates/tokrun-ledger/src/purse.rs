@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row};
 
 use crate::funds::Draw;
 use crate::recurrence::Recurrence;
-use crate::{GrantKind, LedgerError, Result};
+use crate::{GrantKind, GrantTerms, LedgerError, Result};
 
 /// What is spent first, and what only when everything else is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub(crate) struct Grant {
     /// The recurring grant that gave it.
     pub(crate) recurrence: Option<i64>,
     pub(crate) voided: bool,
+    pub(crate) terms: GrantTerms,
     /// Changed since it was read.
     dirty: bool,
 }
@@ -75,6 +76,7 @@ impl Grant {
             in_flight: row.get("overdraft_in_flight")?,
             recurrence: row.get("recurrence")?,
             voided: row.get("voided")?,
+            terms: GrantTerms::from_row(row)?,
             dirty: false,
         })
     }
@@ -120,6 +122,7 @@ pub(crate) struct Purse {
 
 /// For [`Grant::from_row`].
 pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, g.recurrence, \
+     g.class, g.scope, g.value_nano, g.currency, \
      g.voided_us IS NOT NULL AS voided, \
      CASE g.kind WHEN 'overdraft' THEN (SELECT coalesce(sum(held + debited), 0) FROM in_flight WHERE allowance = g.seq) \
      ELSE 0 END AS overdraft_in_flight";
@@ -155,9 +158,9 @@ impl Purse {
         self.draw.as_mut().map_or(Ok(()), |draw| draw.save(conn, wallet))
     }
 
-    /// What can be spent now, the overdraft included.
-    pub(crate) fn available(&self, now_us: i64) -> i64 {
-        let live = self.grants.iter().filter(|grant| grant.is_live(now_us));
+    /// What can be spent now, the overdraft included, on a model; `None`: on any.
+    pub(crate) fn available(&self, model: Option<&str>, now_us: i64) -> i64 {
+        let live = self.grants.iter().filter(|grant| grant.is_live(now_us) && grant.terms.pays_for(model));
         // What was granted to one wallet can be counted, unless somebody forged it.
         live.fold(0, |sum: i64, grant| sum.saturating_add(grant.remaining))
     }
@@ -165,7 +168,7 @@ impl Purse {
     /// The live grants less what of the overdraft is used.
     pub(crate) fn balance(&self, now_us: i64) -> i64 {
         let line = self.overdraft().map_or(0, |line| line.amount);
-        self.available(now_us).saturating_sub(line)
+        self.available(None, now_us).saturating_sub(line)
     }
 
     /// The agreed overdraft.
@@ -253,6 +256,7 @@ impl Purse {
             in_flight: 0,
             recurrence: Some(seq),
             voided: false,
+            terms: recurrence.terms.clone(),
             dirty: true,
         };
         let given = Grant {
@@ -307,10 +311,18 @@ impl Purse {
         events[before..].sort_by_key(|event| (event.at_us, event.kind));
     }
 
-    /// Takes `most`, or what there is, in burn-down order. Returns what it took.
-    pub(crate) fn take(&mut self, most: i64, layer: Layer, now_us: i64, parts: &mut Vec<Part>) -> i64 {
+    /// Takes `most`, or what there is for a model, in burn-down order. Returns what it took.
+    pub(crate) fn take(
+        &mut self,
+        most: i64,
+        model: Option<&str>,
+        layer: Layer,
+        now_us: i64,
+        parts: &mut Vec<Part>,
+    ) -> i64 {
         let mut owed = most;
-        for grant in self.grants.iter_mut().filter(|grant| grant.layer == layer && grant.is_live(now_us)) {
+        let serves = |grant: &&mut Grant| grant.layer == layer && grant.is_live(now_us) && grant.terms.pays_for(model);
+        for grant in self.grants.iter_mut().filter(serves) {
             let part = owed.min(grant.remaining);
             if part > 0 {
                 grant.remaining -= part;
@@ -327,9 +339,10 @@ impl Purse {
     }
 
     /// Moves to the overdraft, out of a grant that was just received, what settled requests overdrew. `Some` if they did.
+    /// A grant for some models only repays nothing: who knows which of them overdrew.
     pub(crate) fn repay(&mut self, seq: i64, at_us: i64) -> Option<Event> {
         let overdrawn = self.overdraft().map(|line| line.amount - line.remaining - line.in_flight)?;
-        let grant = self.grants.iter_mut().find(|grant| grant.seq == seq)?;
+        let grant = self.grants.iter_mut().find(|grant| grant.seq == seq && grant.terms.scope.is_none())?;
         let amount = overdrawn.min(grant.remaining);
         if amount <= 0 {
             return None;
@@ -415,6 +428,7 @@ pub(crate) mod tests {
             in_flight: 0,
             recurrence: None,
             voided: false,
+            terms: GrantTerms::default(),
             dirty: false,
         }
     }
@@ -430,12 +444,12 @@ pub(crate) mod tests {
     #[test]
     fn takes_in_order_over_several_grants() {
         let mut purse = purse(vec![grant(3, 0, Some(50), 10), grant(1, 0, None, 5), grant(2, 1, Some(9), 5)]);
-        assert_eq!(purse.available(9), 15, "what expires at 9 is gone at 9");
+        assert_eq!(purse.available(None, 9), 15, "what expires at 9 is gone at 9");
         let mut parts = Vec::new();
-        assert_eq!(purse.take(12, Layer::Grants, 9, &mut parts), 12);
-        assert_eq!(purse.take(0, Layer::Grants, 9, &mut parts), 0);
+        assert_eq!(purse.take(12, None, Layer::Grants, 9, &mut parts), 12);
+        assert_eq!(purse.take(0, None, Layer::Grants, 9, &mut parts), 0);
         assert_eq!(parts, [(3, 10), (1, 2)]);
-        assert_eq!((purse.available(9), purse.available(8)), (3, 8));
+        assert_eq!((purse.available(None, 9), purse.available(None, 8)), (3, 8));
     }
 
     #[test]
@@ -448,7 +462,7 @@ pub(crate) mod tests {
         let seen: Vec<_> = events.iter().map(|event| (event.at_us, event.kind, event.amount)).collect();
         assert_eq!(seen, [(10, EventKind::Activate, 100), (20, EventKind::Expire, 7), (30, EventKind::Expire, 100)]);
         assert_eq!(purse.pass_time(40), vec![], "once");
-        assert_eq!(purse.available(40), 0);
+        assert_eq!(purse.available(None, 40), 0);
     }
 
     #[test]
@@ -457,7 +471,7 @@ pub(crate) mod tests {
         (late.effective_us, late.active) = (10, false);
         let mut purse = purse(vec![late, overdraft(9, 40)]);
         let mut parts = Vec::new();
-        assert_eq!(purse.take(50, Layer::Overdraft, 5, &mut parts), 40, "60 were used before, and are settled");
+        assert_eq!(purse.take(50, None, Layer::Overdraft, 5, &mut parts), 40, "60 were used before, and are settled");
         assert_eq!((parts, purse.balance(5)), (vec![(9, 40)], -100));
         let events = purse.pass_time(40);
         let seen: Vec<_> = events.iter().map(|event| (event.at_us, event.kind, event.amount)).collect();
@@ -469,7 +483,7 @@ pub(crate) mod tests {
     fn what_comes_back_too_late_is_gone() {
         let mut purse = purse(vec![grant(1, 0, Some(20), 7)]);
         assert_eq!(purse.give_back((1, 3), 19).unwrap(), None);
-        assert_eq!(purse.available(19), 10);
+        assert_eq!(purse.available(None, 19), 10);
         let event = purse.give_back((1, 3), 25).unwrap().unwrap();
         assert_eq!((event.kind, event.amount, event.at_us), (EventKind::Expire, 3, 25));
     }
@@ -480,6 +494,6 @@ pub(crate) mod tests {
         for part in [(2, 1), (1, 94), (1, i64::MAX)] {
             assert!(matches!(purse.give_back(part, 19), Err(LedgerError::Bad { .. })), "{part:?}");
         }
-        assert_eq!(purse.available(19), 7);
+        assert_eq!(purse.available(None, 19), 7);
     }
 }

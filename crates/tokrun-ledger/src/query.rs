@@ -51,6 +51,8 @@ pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result
         created: timestamp(grant.effective_us),
         state: state(grant, now_us),
         memo: own.memo_of(grant),
+        terms: grant.terms.clone(),
+        vesting: None,
     }));
     // Those that are not written yet are the youngest.
     grants.sort_by_key(|grant| (grant.priority, grant.expires.is_none(), grant.expires));
@@ -86,7 +88,7 @@ fn funds(conn: &Connection, wallet: i64, now_us: i64) -> Result<Funds> {
         next = purse.draw.as_ref().map(|draw| draw.parent);
         levels.push((wallet, purse));
     }
-    Ok(Funds { levels })
+    Ok(Funds { levels, model: None })
 }
 
 /// One grant.
@@ -102,7 +104,7 @@ pub(crate) fn timestamp(micros: i64) -> Timestamp {
 
 fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Result<Vec<GrantView>> {
     let sql = format!(
-        "SELECT {GRANT_COLUMNS}, g.created_us, m.text, \
+        "SELECT {GRANT_COLUMNS}, g.created_us, g.vesting, m.text, \
          (SELECT coalesce(sum(f.held + f.debited), 0) FROM in_flight f WHERE f.allowance = g.seq) AS in_flight \
          FROM allowance g LEFT JOIN memo m ON m.allowance = g.seq WHERE {condition} {BURN_ORDER}"
     );
@@ -123,6 +125,8 @@ fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Res
             created: timestamp(row.get("created_us")?),
             state: state(grant, now_us),
             memo: row.get("text")?,
+            terms: grant.terms.clone(),
+            vesting: row.get("vesting")?,
         })
     })?;
     Ok(views.collect::<rusqlite::Result<_>>()?)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::admin::{arguments_hash, check_countable, check_memo, earlier, remember, require_wallet};
 use crate::calendar::{Period, date_at, next_us};
 use crate::writer::Tx;
-use crate::{Credits, LedgerError, Result, query, tree};
+use crate::{Credits, GrantTerms, LedgerError, Result, query, tree};
 
 /// With it, what a century of days gives can be counted.
 const AMOUNT_MAX: i64 = i64::MAX / 100_000;
@@ -36,6 +36,8 @@ pub struct RecurringGrant {
     pub rollover: Credits,
     /// Shown in statements, kept apart from the hashed entries.
     pub memo: Option<String>,
+    /// What each of them is beside an amount.
+    pub terms: GrantTerms,
     /// The same key with the same arguments grants once, however often it is sent.
     pub idempotency_key: Option<String>,
 }
@@ -53,6 +55,7 @@ impl RecurringGrant {
             until: None,
             rollover: Credits::ZERO,
             memo: None,
+            terms: GrantTerms::default(),
             idempotency_key: None,
         }
     }
@@ -81,6 +84,8 @@ pub struct RecurringView {
     pub until: Option<Timestamp>,
     /// What it is for.
     pub memo: Option<String>,
+    /// What each of them is beside an amount.
+    pub terms: GrantTerms,
 }
 
 /// A recurring grant, as far as giving it is concerned.
@@ -99,16 +104,24 @@ pub(crate) struct Recurrence {
     zone: TimeZone,
     until_us: i64,
     memo: Option<String>,
+    pub(crate) terms: GrantTerms,
     dirty: bool,
 }
 
 impl Recurrence {
     /// Those of a wallet that give something again.
     pub(crate) fn load_all(conn: &Connection, wallet: i64) -> Result<Vec<Recurrence>> {
-        let sql = "SELECT seq, id, amount, priority, rollover, next_us, given, every, on_day, zone, until_us, memo \
-             FROM recurrence WHERE wallet = ?1 AND next_us < until_us ORDER BY seq";
-        let mut statement = conn.prepare_cached(sql)?;
-        let mut rows = statement.query([wallet])?;
+        Recurrence::load_where(conn, "wallet = ?1 AND next_us < until_us", wallet)
+    }
+
+    fn load_where(conn: &Connection, condition: &str, key: impl rusqlite::ToSql) -> Result<Vec<Recurrence>> {
+        let sql = format!(
+            "SELECT seq, id, amount, priority, rollover, next_us, given, every, on_day, zone, until_us, memo, class, scope, value_nano, \
+             currency \
+             FROM recurrence WHERE {condition} ORDER BY seq"
+        );
+        let mut statement = conn.prepare_cached(&sql)?;
+        let mut rows = statement.query([key])?;
         let mut recurrences = Vec::new();
         while let Some(row) = rows.next()? {
             let (every, zone_name): (String, String) = (row.get(7)?, row.get(9)?);
@@ -127,6 +140,7 @@ impl Recurrence {
                 zone_name,
                 until_us: row.get(10)?,
                 memo: row.get(11)?,
+                terms: GrantTerms::from_row(row)?,
                 dirty: false,
             });
         }
@@ -168,6 +182,7 @@ impl Recurrence {
             next: (self.next_us < self.until_us).then(|| query::timestamp(self.next_us)),
             until: (self.until_us < i64::MAX).then(|| query::timestamp(self.until_us)),
             memo: self.memo.clone(),
+            terms: self.terms.clone(),
         }
     }
 }
@@ -177,18 +192,21 @@ pub(crate) fn grant_every(tx: &mut Tx<'_>, request: &RecurringGrant) -> Result<R
     tx.check_good()?;
     let wallet = require_wallet(tx.conn, &request.wallet)?;
     let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
-    let arguments = arguments_hash(&[
-        "recurrence",
-        &wallet.id,
-        &request.amount.micro().to_string(),
-        &request.priority.to_string(),
-        request.every.as_str(),
-        &format!("{:?}", request.on),
-        &format!("{:?}", micros(request.start)),
-        &format!("{:?}", micros(request.until)),
-        &request.rollover.micro().to_string(),
-        &format!("{:?}", request.memo),
-    ]);
+    let mut arguments = vec![
+        "recurrence".to_owned(),
+        wallet.id.clone(),
+        request.amount.micro().to_string(),
+        request.priority.to_string(),
+        request.every.as_str().to_owned(),
+        format!("{:?}", request.on),
+        format!("{:?}", micros(request.start)),
+        format!("{:?}", micros(request.until)),
+        request.rollover.micro().to_string(),
+        format!("{:?}", request.memo),
+    ];
+    // As earlier versions hashed it, so that their keys stay good.
+    arguments.extend((request.terms != GrantTerms::default()).then(|| request.terms.argument()));
+    let arguments = arguments_hash(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let key = request.idempotency_key.as_deref();
     let id = match earlier(tx.conn, key, &arguments)? {
         Some(id) => id,
@@ -202,9 +220,10 @@ pub(crate) fn grant_every(tx: &mut Tx<'_>, request: &RecurringGrant) -> Result<R
             id
         }
     };
-    let found = Recurrence::load_all(tx.conn, wallet.seq)?.into_iter().find(|recurrence| recurrence.id == id);
-    let ended = LedgerError::InvalidGrant { reason: "it was given under this key and has ended; use a new key" };
-    found.map(|recurrence| recurrence.view()).ok_or(ended)
+    // One that has ended since is shown as it is now: it gives nothing next.
+    let found = Recurrence::load_where(tx.conn, "id = ?1", &id)?.pop();
+    let missing = || LedgerError::Bad { reason: "a recurring grant is missing".into() };
+    found.map(|recurrence| recurrence.view()).ok_or_else(missing)
 }
 
 /// Ends a recurring grant; what was given of it stays. `None` if there is none of this id.
@@ -249,7 +268,9 @@ fn insert(tx: &Tx<'_>, wallet: i64, request: &RecurringGrant, zone_name: &str) -
     check_countable(tx, wallet, request.amount.micro())?;
     let id = Uuid::now_v7().to_string();
     let sql = "INSERT INTO recurrence (id, wallet, amount, priority, every, on_day, zone, rollover, created_us, next_us, \
-         until_us, memo) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+         until_us, memo, class, scope, value_nano, currency) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    let (class, scope, value_nano, currency) = request.terms.columns();
     tx.conn.execute(
         sql,
         rusqlite::params![
@@ -265,6 +286,10 @@ fn insert(tx: &Tx<'_>, wallet: i64, request: &RecurringGrant, zone_name: &str) -
             start_us,
             until_us,
             request.memo,
+            class,
+            scope,
+            value_nano,
+            currency,
         ],
     )?;
     Ok(id)

@@ -65,7 +65,7 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
     if let Some(frozen) = path.iter().find(|node| node.frozen) {
         return Err(LedgerError::Frozen { name: frozen.name.clone() });
     }
-    let mut funds = tx.take_funds(wallet.seq)?;
+    let mut funds = tx.take_funds(wallet.seq, &admission.model.as_str().into())?;
     let Some(parts) = funds.pay(needed, tx.now_us) else {
         let balance = Credits::from_micro(funds.available(tx.now_us));
         let needed = Credits::from_micro(needed);
@@ -101,7 +101,7 @@ pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
 pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     tx.check_good()?;
     let Some(mut request) = OpenRequest::take(tx, &ending.id)? else { return recorded(tx, &ending.id) };
-    let mut funds = tx.take_funds(request.wallet)?;
+    let mut funds = tx.take_funds(request.wallet, &request.model)?;
     give_hold_back(tx, &ending.id, &mut request, &mut funds)?;
     request.debits().for_each(|part| funds.settle(part));
     let balance = Credits::from_micro(funds.own().balance(tx.now_us));
@@ -165,7 +165,7 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         let id = debit.request_id.clone();
         return Ok(refusal(LedgerError::InvalidRequest { id, reason }));
     }
-    let mut funds = tx.take_funds(request.wallet)?;
+    let mut funds = tx.take_funds(request.wallet, &request.model)?;
     let granted = match debit.prompt {
         Some(prompt) => {
             request.start(prompt.cached_tokens)?;

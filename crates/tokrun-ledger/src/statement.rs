@@ -257,7 +257,7 @@ pub(crate) fn statement(conn: &Connection, query: &StatementQuery, now_us: i64) 
         opening: Credits::from_micro(opening),
         closing: Credits::from_micro(balance),
         in_flight: Credits::from_micro(in_flight(conn, wallet, query.subtree)?),
-        spending: spending(&lines, &tree::zone(&path)),
+        spending: spending(&lines, &tree::zone(&path)?),
         lines,
     })
 }

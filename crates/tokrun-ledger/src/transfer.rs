@@ -97,7 +97,7 @@ fn take(tx: &mut Tx<'_>, request: &Transfer, from: i64) -> Result<Vec<Part>> {
     let mut purse = tx.take_purse(from)?;
     let needed = request.amount.micro();
     let mut parts = Vec::new();
-    let taken = purse.take(needed, Layer::Grants, tx.now_us, &mut parts);
+    let taken = purse.take(needed, None, Layer::Grants, tx.now_us, &mut parts);
     if taken < needed {
         let balance = Credits::from_micro(taken);
         return Err(LedgerError::Exhausted { name: request.from.clone(), needed: request.amount, balance });
@@ -107,12 +107,12 @@ fn take(tx: &mut Tx<'_>, request: &Transfer, from: i64) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Gives a part on, as a grant with the priority of the one it comes from and no later an expiry. Returns its number.
+/// Gives a part on, as a grant with the terms of the one it comes from and no later an expiry. Returns its number.
 fn receive(tx: &Tx<'_>, request: &Transfer, (from, to): (i64, i64), (source, amount): Part) -> Result<i64> {
     let expires_us = request.expires.map_or(i64::MAX, Timestamp::as_microsecond);
     let id = Uuid::now_v7().to_string();
     let sql = "INSERT INTO allowance (id, wallet, kind, amount, priority, effective_us, expires_us, created_us, active, \
-         remaining) SELECT ?1, ?2, 'transfer', ?3, priority, ?4, nullif(min(coalesce(expires_us, ?5), ?5), ?6), ?4, 1, ?3 \
+         remaining, class, scope, value_nano, currency) SELECT ?1, ?2, 'transfer', ?3, priority, ?4, nullif(min(coalesce(expires_us, ?5), ?5), ?6), ?4, 1, ?3, class, scope, value_nano, currency \
          FROM allowance WHERE seq = ?7";
     let received = tx.conn.prepare_cached(sql)?.insert((&id, to, amount, tx.now_us, expires_us, i64::MAX, source))?;
     if let Some(memo) = &request.memo {

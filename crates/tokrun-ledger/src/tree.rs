@@ -165,9 +165,12 @@ fn up(conn: &Connection, wallet: i64, levels: usize) -> Result<Vec<Node>> {
 }
 
 /// The calendar of a wallet: its own, else that of the nearest wallet above.
-pub(crate) fn zone(path: &[Node]) -> TimeZone {
-    let named = path.iter().find_map(|node| node.zone.as_deref());
-    named.and_then(|name| TimeZone::get(name).ok()).unwrap_or(TimeZone::UTC)
+///
+/// # Errors
+/// [`LedgerError::Bad`] if it is none: a guess in its place would count days that begin at the wrong hour.
+pub(crate) fn zone(path: &[Node]) -> Result<TimeZone> {
+    let Some(name) = path.iter().find_map(|node| node.zone.as_deref()) else { return Ok(TimeZone::UTC) };
+    TimeZone::get(name).map_err(|_| LedgerError::Bad { reason: format!("there is no time zone {name}") })
 }
 
 /// The name of that calendar.

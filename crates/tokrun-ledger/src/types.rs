@@ -6,7 +6,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{Credits, DrawTerms, LatencyHistogram, LedgerError, Price, RecurringView, WalletKind};
+use crate::{Credits, DrawTerms, GrantTerms, LatencyHistogram, LedgerError, Price, RecurringView, WalletKind};
 
 /// A request that wants to start.
 #[derive(Debug, Clone)]
@@ -205,6 +205,8 @@ pub struct GrantRequest {
     pub expires: Option<Timestamp>,
     /// Shown in statements, kept apart from the hashed entries.
     pub memo: Option<String>,
+    /// What it is beside an amount.
+    pub terms: GrantTerms,
     /// The same key with the same arguments grants once, however often it is sent.
     pub idempotency_key: Option<String>,
 }
@@ -219,6 +221,7 @@ impl GrantRequest {
             effective: None,
             expires: None,
             memo: None,
+            terms: GrantTerms::default(),
             idempotency_key: None,
         }
     }
@@ -319,4 +322,8 @@ pub struct GrantView {
     pub state: GrantState,
     /// What it was given for.
     pub memo: Option<String>,
+    /// What it is beside an amount.
+    pub terms: GrantTerms,
+    /// The id that all grants of one vesting have in common; `void` takes it.
+    pub vesting: Option<String>,
 }

@@ -190,7 +190,7 @@ fn check_terms(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     );
     each(conn, &sql, |row| {
         let (entry, memo): (_, Option<Vec<u8>>) = (row.get(0)?, row.get(2)?);
-        if !is_digest(row, 1, chain::row_digest(row, 5)?)? {
+        if !is_digest(row, 1, chain::terms_of(row, 5)?)? {
             report.add(entry, "the terms of its grant were changed");
         }
         if let (Some(salt), Some(text)) = (row.get::<_, Option<Vec<u8>>>(3)?, row.get::<_, Option<String>>(4)?)
@@ -210,7 +210,7 @@ fn check_promises(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
          ORDER BY e.id"
     );
     each(conn, &sql, |row| {
-        if !is_digest(row, 1, chain::row_digest(row, 2)?)? {
+        if !is_digest(row, 1, chain::terms_of(row, 2)?)? {
             report.add(row.get(0)?, "the terms of the grant that it promises were changed");
         }
         Ok(())

@@ -141,7 +141,7 @@ fn set_draw(tx: &Tx<'_>, wallet: &Wallet, name: &str, terms: DrawTerms) -> Resul
     if terms.cap.is_some_and(|cap| cap < Credits::ZERO) {
         return invalid("a cap is an amount, not less than nothing");
     }
-    let zone: TimeZone = tree::zone(&path);
+    let zone: TimeZone = tree::zone(&path)?;
     let from_us = terms.every.map_or(0, |every| every.around(tx.now_us, &zone).0);
     let every = terms.every.map_or("ever", Period::as_str);
     // Another period counts from nothing; the same one goes on.

@@ -173,8 +173,8 @@ impl Tx<'_> {
         self.cache.purses.insert(wallet, purse);
     }
 
-    /// The purse of a wallet and those that it draws on, as of now. Put them back with [`Tx::keep_funds`].
-    pub(crate) fn take_funds(&mut self, wallet: i64) -> Result<Funds> {
+    /// The purse of a wallet and those that it draws on, as of now, to be spent on a model. Put them back with [`Tx::keep_funds`].
+    pub(crate) fn take_funds(&mut self, wallet: i64, model: &Arc<str>) -> Result<Funds> {
         let mut levels = Vec::with_capacity(1);
         let mut next = Some(wallet);
         while let Some(wallet) = next {
@@ -182,7 +182,7 @@ impl Tx<'_> {
             next = purse.draw.as_ref().map(|draw| draw.parent);
             levels.push((wallet, purse));
         }
-        Ok(Funds { levels })
+        Ok(Funds { levels, model: Some(Arc::clone(model)) })
     }
 
     /// Remembers them, as [`Tx::keep_purse`] does.

@@ -31,6 +31,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         WalletCommand::Set { user, terms, no_parent } => {
             show::show(&ledger.change_wallet(&user, terms::change(terms, no_parent))?, format);
         }
+        WalletCommand::Deposit(args) => grants::deposit(&ledger, args, format)?,
         WalletCommand::Grant(args) => grants::grant(&ledger, args, format)?,
         WalletCommand::Transfer { from, to, amount, expires, memo, idempotency_key } => {
             let done = ledger.transfer(Transfer { from, to, amount, expires, memo, idempotency_key })?;

@@ -23,6 +23,7 @@ fn grants_of_every_level_come_before_overdrafts_and_caps_hold_on_the_way() {
             level(2, vec![grant(3, 0, None, 4), overdraft(4, 2)], Some(6)),
             level(3, vec![grant(5, 0, None, 100)], None),
         ],
+        model: None,
     };
     assert_eq!(funds.available(20), 5 + 3 + 9);
     assert_eq!(funds.pay(18, 20), None);

@@ -6,6 +6,7 @@ mod bank;
 mod common;
 mod damage;
 mod forecast;
+mod grants;
 mod migration;
 mod model;
 mod processes;

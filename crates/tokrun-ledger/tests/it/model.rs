@@ -5,14 +5,15 @@ use std::sync::mpsc;
 
 use proptest::prelude::*;
 use tokrun_ledger::{
-    Admission, Admitted, Credits, Debit, Debited, DrawTerms, FinishReason, GrantRequest, Ledger, LedgerError,
-    NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement, WalletKind,
+    Admission, Admitted, Credits, Debit, Debited, DrawTerms, FinishReason, GrantRequest, GrantTerms, Ledger,
+    LedgerError, NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement, WalletKind,
 };
 
 use crate::common::{Home, admission, at, verify};
 
 const WALLETS: [&str; 4] = ["ada", "bob", "eve", "team"];
 const TEAM: usize = 3;
+const SPECIAL: &str = "special-7b";
 
 /// What each may draw from the team, in micro-credits; `None`: it stands alone.
 const CAPS: [Option<i64>; 4] = [Some(15_000_000), Some(i64::MAX), None, None];
@@ -32,11 +33,15 @@ enum Op {
         priority: i32,
         delay_s: i64,
         life_s: Option<i64>,
+        /// Good for one model alone.
+        scoped: bool,
     },
     Admit {
         wallet: usize,
         prompt: u64,
         price: usize,
+        /// On the model that scoped grants pay for.
+        special: bool,
     },
     /// Of requests by their place among all admitted ones; `None` for the prompt where it is due.
     Debit(Vec<(usize, u32, u64)>),
@@ -56,10 +61,18 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let micro = prop_oneof![(1..40_i64).prop_map(|credits| credits * 1_000_000), 1..5_000_000_i64];
-    let grant = (0..4_usize, micro, -1..2_i32, prop_oneof![3 => Just(0), 1 => 1..20_i64], prop::option::of(1..60_i64))
-        .prop_map(|(wallet, micro, priority, delay_s, life_s)| Op::Grant { wallet, micro, priority, delay_s, life_s });
-    let admit =
-        (0..4_usize, 0..12_u64, 0..4_usize).prop_map(|(wallet, prompt, price)| Op::Admit { wallet, prompt, price });
+    let delay_s = prop_oneof![3 => Just(0), 1 => 1..20_i64];
+    let grant = (0..4_usize, micro, -1..2_i32, delay_s, prop::option::of(1..60_i64), prop::bool::weighted(0.3))
+        .prop_map(|(wallet, micro, priority, delay_s, life_s, scoped)| Op::Grant {
+            wallet,
+            micro,
+            priority,
+            delay_s,
+            life_s,
+            scoped,
+        });
+    let admit = (0..4_usize, 0..12_u64, 0..4_usize, any::<bool>())
+        .prop_map(|(wallet, prompt, price, special)| Op::Admit { wallet, prompt, price, special });
     let debit = prop::collection::vec((any::<prop::sample::Index>(), 0..9_u32, 0..12_u64), 1..5).prop_map(|debits| {
         Op::Debit(debits.into_iter().map(|(which, tokens, cached)| (which.index(1000), tokens, cached)).collect())
     });
@@ -97,11 +110,13 @@ struct Grant {
     repaid: i64,
     active: bool,
     is_overdraft: bool,
+    scoped: bool,
 }
 
 #[derive(Debug)]
 struct Request {
     wallet: usize,
+    special: bool,
     prompt: u64,
     cached: u64,
     output: u64,
@@ -135,7 +150,7 @@ impl Model {
     fn new(now_us: i64) -> Model {
         let mut model = Model { now_us, ..Model::default() };
         for (wallet, &amount) in OVERDRAFTS.iter().enumerate() {
-            model.grant(wallet, amount, i32::MAX, now_us, i64::MAX);
+            model.grant(wallet, amount, i32::MAX, now_us, i64::MAX, false);
             let line = model.grants.last_mut().unwrap();
             (line.is_overdraft, line.active) = (true, true);
         }
@@ -143,12 +158,13 @@ impl Model {
     }
 
     /// What can be spent, in the order in which it burns: a wallet's grants, the team's, then their overdrafts. Ages are
-    /// places in the list.
-    fn burning(&self, wallet: usize) -> Vec<usize> {
+    /// places in the list. `None`: on any model.
+    fn burning(&self, wallet: usize, special: Option<bool>) -> Vec<usize> {
         let levels: &[usize] = if CAPS[wallet].is_some() { &[wallet, TEAM] } else { &[wallet] };
         let level = |grant: &Grant| levels.iter().position(|&wallet| wallet == grant.wallet);
         let live = |grant: &Grant| {
-            level(grant).is_some() && grant.effective_us <= self.now_us && self.now_us < grant.expires_us
+            let pays = !grant.scoped || special != Some(false);
+            pays && level(grant).is_some() && grant.effective_us <= self.now_us && self.now_us < grant.expires_us
         };
         let mut order: Vec<usize> = (0..self.grants.len()).filter(|&index| live(&self.grants[index])).collect();
         order.sort_by_key(|&index| {
@@ -168,15 +184,15 @@ impl Model {
         CAPS[wallet].unwrap_or(0) - self.drawn[wallet]
     }
 
-    fn spendable(&self, wallet: usize) -> i64 {
+    fn spendable(&self, wallet: usize, special: Option<bool>) -> i64 {
         let (own, above): (Vec<_>, Vec<_>) =
-            self.burning(wallet).into_iter().partition(|&index| self.grants[index].wallet == wallet);
+            self.burning(wallet, special).into_iter().partition(|&index| self.grants[index].wallet == wallet);
         let sum = |indexes: Vec<usize>| indexes.into_iter().map(|index| self.grants[index].remaining).sum::<i64>();
         sum(own) + sum(above).min(self.cap_left(wallet))
     }
 
     fn balance(&self, wallet: usize) -> i64 {
-        let own = self.burning(wallet).into_iter().filter(|&index| self.grants[index].wallet == wallet);
+        let own = self.burning(wallet, None).into_iter().filter(|&index| self.grants[index].wallet == wallet);
         own.map(|index| self.grants[index].remaining).sum::<i64>() - OVERDRAFTS[wallet]
     }
 
@@ -197,7 +213,8 @@ impl Model {
         indexes.sort_by_key(|&index| (self.grants[index].effective_us, index));
         for index in indexes {
             let line = self.grants[index].wallet;
-            let repaid = (self.grants[line].settled - self.grants[line].repaid).min(self.grants[index].amount);
+            let overdrawn = self.grants[line].settled - self.grants[line].repaid;
+            let repaid = if self.grants[index].scoped { 0 } else { overdrawn.min(self.grants[index].amount) };
             let grant = &mut self.grants[index];
             (grant.active, grant.repaid) = (true, repaid);
             grant.remaining -= repaid;
@@ -206,7 +223,7 @@ impl Model {
         }
     }
 
-    fn grant(&mut self, wallet: usize, amount: i64, priority: i32, effective_us: i64, expires_us: i64) {
+    fn grant(&mut self, wallet: usize, amount: i64, priority: i32, effective_us: i64, expires_us: i64, scoped: bool) {
         let (remaining, expired, settled, repaid, active, is_overdraft) = (amount, 0, 0, 0, false, false);
         let grant = Grant {
             wallet,
@@ -220,6 +237,7 @@ impl Model {
             repaid,
             active,
             is_overdraft,
+            scoped,
         };
         self.grants.push(grant);
         if self.grants.len() > WALLETS.len() {
@@ -227,10 +245,10 @@ impl Model {
         }
     }
 
-    fn take(&mut self, wallet: usize, mut amount: i64) -> Vec<(usize, i64)> {
-        assert!(amount <= self.spendable(wallet));
+    fn take(&mut self, wallet: usize, special: bool, mut amount: i64) -> Vec<(usize, i64)> {
+        assert!(amount <= self.spendable(wallet, Some(special)));
         let mut parts = Vec::new();
-        for index in self.burning(wallet) {
+        for index in self.burning(wallet, Some(special)) {
             let part = amount.min(self.share(wallet, index));
             self.grants[index].remaining -= part;
             self.drawn[wallet] += if self.grants[index].wallet == wallet { 0 } else { part };
@@ -247,21 +265,23 @@ impl Model {
         self.frozen[wallet] || CAPS[wallet].is_some() && self.frozen[TEAM]
     }
 
-    fn admit(&mut self, wallet: usize, prompt: u64, price: Price) -> Result<i64, Refusal> {
+    fn admit(&mut self, wallet: usize, special: bool, prompt: u64, price: Price) -> Result<i64, Refusal> {
         let needed = price.of_request(prompt, 0, 1).unwrap().micro();
         if self.is_frozen(wallet) {
             return Err(Refusal::Frozen);
         }
-        if self.spendable(wallet) < needed {
-            return Err(Refusal::Exhausted { needed, balance: self.spendable(wallet) });
+        let spendable = self.spendable(wallet, Some(special));
+        if spendable < needed {
+            return Err(Refusal::Exhausted { needed, balance: spendable });
         }
         let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
-        for (grant, held) in self.take(wallet, needed) {
+        for (grant, held) in self.take(wallet, special, needed) {
             taken.insert(grant, Taken { held, debited: 0 });
         }
         let (cached, output, running, settled) = (0, 0, false, None);
         self.requests.push(Request {
             wallet,
+            special,
             prompt,
             cached,
             output,
@@ -293,14 +313,15 @@ impl Model {
     }
 
     fn pay_token(&mut self, id: usize) -> bool {
-        let (wallet, price) = (self.requests[id].wallet, self.requests[id].price.output.micro());
+        let Request { wallet, special, price, .. } = self.requests[id];
+        let price = price.output.micro();
         let held: i64 = self.requests[id].taken.values().map(|taken| taken.held).sum();
-        if held + self.spendable(wallet) < price {
+        if held + self.spendable(wallet, Some(special)) < price {
             return false;
         }
         let out_of_hold = held.min(price);
         self.draw_hold(id, out_of_hold);
-        for (grant, part) in self.take(wallet, price - out_of_hold) {
+        for (grant, part) in self.take(wallet, special, price - out_of_hold) {
             self.requests[id].taken.entry(grant).or_default().debited += part;
         }
         self.requests[id].output += 1;
@@ -374,7 +395,7 @@ impl Model {
             }
         }
         for (wallet, part) in new.into_iter().filter(|&(_, part)| part > 0) {
-            self.grant(wallet, part, 0, self.now_us, i64::MAX);
+            self.grant(wallet, part, 0, self.now_us, i64::MAX, false);
         }
         assert_eq!(amount, 0);
     }
@@ -422,10 +443,10 @@ impl Pair {
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Grant { wallet, micro, priority, delay_s, life_s } => {
-                self.grant(wallet, micro, priority, delay_s, life_s)
+            Op::Grant { wallet, micro, priority, delay_s, life_s, scoped } => {
+                self.grant(wallet, micro, priority, delay_s, life_s, scoped)
             }
-            Op::Admit { wallet, prompt, price } => self.admit(wallet, prompt, price),
+            Op::Admit { wallet, prompt, price, special } => self.admit(wallet, special, prompt, price),
             Op::Debit(ref debits) => self.debit(debits),
             Op::Settle(which) => self.settle(which),
             Op::Refund(which, percent) => self.refund(which, percent),
@@ -448,7 +469,7 @@ impl Pair {
             Op::Interfere => {
                 let other = self.home.open();
                 other.grant(GrantRequest::new(WALLETS[0], Credits::from_micro(1_500_000))).unwrap();
-                self.model.grant(0, 1_500_000, 0, self.model.now_us, i64::MAX);
+                self.model.grant(0, 1_500_000, 0, self.model.now_us, i64::MAX, false);
             }
         }
     }
@@ -458,26 +479,29 @@ impl Pair {
         (0..self.model.requests.len()).filter(open).collect()
     }
 
-    fn grant(&mut self, wallet: usize, micro: i64, priority: i32, delay_s: i64, life_s: Option<i64>) {
+    fn grant(&mut self, wallet: usize, micro: i64, priority: i32, delay_s: i64, life_s: Option<i64>, scoped: bool) {
+        let scope = scoped.then(|| "special-*".parse().expect("a scope"));
         let effective_us = self.model.now_us + delay_s * 1_000_000;
         let expires_us = life_s.map(|life_s| effective_us + life_s * 1_000_000);
         let request = GrantRequest {
             priority,
             effective: (delay_s > 0).then(|| at(effective_us)),
             expires: expires_us.map(at),
+            terms: GrantTerms { scope, ..GrantTerms::default() },
             ..GrantRequest::new(WALLETS[wallet], Credits::from_micro(micro))
         };
         self.ledger.grant(request).unwrap();
-        self.model.grant(wallet, micro, priority, effective_us, expires_us.unwrap_or(i64::MAX));
+        self.model.grant(wallet, micro, priority, effective_us, expires_us.unwrap_or(i64::MAX), scoped);
     }
 
-    fn admit(&mut self, wallet: usize, prompt: u64, price: usize) {
+    fn admit(&mut self, wallet: usize, special: bool, prompt: u64, price: usize) {
         let (fresh, cached, output) = PRICES[price];
         let [fresh, cached, output] = [fresh, cached, output].map(Credits::from_micro);
         let price = Price { prompt: fresh, cached_prompt: cached, output };
         // Ids are places among the admitted.
         let id = format!("request-{}", self.model.requests.len());
-        let outcome = self.ledger.admit(Admission { price, ..admission(&id, WALLETS[wallet], prompt) });
+        let model = if special { SPECIAL } else { "model" }.to_owned();
+        let outcome = self.ledger.admit(Admission { price, model, ..admission(&id, WALLETS[wallet], prompt) });
         let outcome = match outcome {
             Ok(Admitted { held, balance, .. }) => Ok((held.micro(), balance.micro())),
             Err(LedgerError::Frozen { .. }) => Err(Refusal::Frozen),
@@ -486,7 +510,7 @@ impl Pair {
             }
             Err(other) => panic!("{other}"),
         };
-        let expected = self.model.admit(wallet, prompt, price);
+        let expected = self.model.admit(wallet, special, prompt, price);
         assert_eq!(outcome, expected.map(|held| (held, self.model.balance(wallet))));
     }
 
@@ -559,7 +583,7 @@ impl Pair {
         for (wallet, name) in WALLETS.iter().enumerate() {
             let view = self.ledger.wallet(name).unwrap();
             assert_eq!(view.balance.micro(), self.model.balance(wallet));
-            assert_eq!(view.balance.micro().max(0) + view.drawable.micro(), self.model.spendable(wallet));
+            assert_eq!(view.balance.micro().max(0) + view.drawable.micro(), self.model.spendable(wallet, None));
             assert_eq!(view.drawn.micro(), self.model.drawn[wallet]);
             assert_eq!(view.frozen, self.model.is_frozen(wallet));
             assert!(view.balance.micro() >= -OVERDRAFTS[wallet]);

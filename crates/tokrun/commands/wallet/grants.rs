@@ -1,11 +1,14 @@
 //! `tokrun wallet grant` and `transfer`: what a wallet is given.
 
-use serde_json::json;
-use tokrun_ledger::{GrantRequest, GrantView, Ledger, Period, RecurringGrant, RecurringView, Transferred, WalletView};
+use serde_json::{Value, json};
+use tokrun_ledger::{
+    Credits, Deposit, GrantClass, GrantRequest, GrantTerms, GrantView, Ledger, Period, RecurringGrant, RecurringView,
+    Share, Transferred, Vesting, WalletView,
+};
 
 use super::period;
 use super::show::{json_grant, json_recurring, json_wallet};
-use crate::args::{Format, GrantArgs};
+use crate::args::{CreditTermsArgs, DepositArgs, Format, GrantArgs};
 use crate::failure::Failure;
 use crate::output;
 
@@ -14,6 +17,10 @@ pub(super) fn grant(ledger: &Ledger, args: GrantArgs, format: Format) -> Result<
     if args.every.is_some() {
         let recurring = ledger.grant_every(recurring_grant(args))?;
         granted_every(&recurring, &ledger.wallet(&user)?, format);
+    } else if let Some(periods) = args.vest {
+        let vesting = Vesting { every: period(args.vest_every), periods, cliff: args.cliff };
+        let parts = ledger.grant_vesting(grant_request(args), vesting)?;
+        granted_vesting(&parts, &ledger.wallet(&user)?, format);
     } else {
         let grant = ledger.grant(grant_request(args))?;
         granted(&grant, &ledger.wallet(&user)?, format);
@@ -29,6 +36,7 @@ fn grant_request(args: GrantArgs) -> GrantRequest {
         effective: args.effective,
         expires: args.expires,
         memo: args.memo,
+        terms: terms(args.terms),
         idempotency_key: args.idempotency_key,
     }
 }
@@ -44,8 +52,54 @@ fn recurring_grant(args: GrantArgs) -> RecurringGrant {
         until: args.until,
         rollover: args.rollover,
         memo: args.memo,
+        terms: terms(args.terms),
         idempotency_key: args.idempotency_key,
     }
+}
+
+fn terms(args: CreditTermsArgs) -> GrantTerms {
+    let class = if args.promotional { GrantClass::Promotional } else { GrantClass::Paid };
+    GrantTerms { class, scope: args.models, value: args.value }
+}
+
+pub(super) fn deposit(ledger: &Ledger, args: DepositArgs, format: Format) -> Result<(), Failure> {
+    let amount = args.amount;
+    let shares = ledger.deposit(Deposit {
+        wallet: args.wallet,
+        amount,
+        weights: args.weights,
+        priority: args.priority,
+        expires: args.expires,
+        terms: terms(args.terms),
+        memo: args.memo,
+        idempotency_key: args.idempotency_key,
+    })?;
+    if format == Format::Json {
+        let share = |share: &Share| json!({ "wallet": share.wallet, "grant": share.grant, "amount": output::credits_json(share.amount) });
+        let shares = shares.iter().map(share).collect::<Value>();
+        out!("{}", json!({ "amount": output::credits_json(amount), "unit": "credits", "shares": shares }));
+        return Ok(());
+    }
+    let rows = shares.iter().map(|share| vec![share.wallet.clone(), output::credits(share.amount)]);
+    out!("{}", output::table(&["wallet", "got"], &[1], rows));
+    Ok(())
+}
+
+fn granted_vesting(parts: &[GrantView], wallet: &WalletView, format: Format) {
+    let Some((first, last)) = parts.first().zip(parts.last()) else { return };
+    if format == Format::Json {
+        let grants = parts.iter().map(json_grant).collect::<Value>();
+        out!("{}", json!({ "vesting": first.vesting, "grants": grants, "wallet": json_wallet(wallet) }));
+        return;
+    }
+    out!(
+        "{} vests to {} in {} parts, from {} to {}",
+        output::credits(Credits::from_micro(parts.iter().map(|part| part.amount.micro()).sum())),
+        wallet.name,
+        parts.len(),
+        first.effective,
+        last.effective
+    );
 }
 
 fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {

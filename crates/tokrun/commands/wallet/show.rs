@@ -2,7 +2,9 @@
 
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
-use tokrun_ledger::{Credits, DrawTerms, Forecast, GrantKind, GrantState, GrantView, RecurringView, WalletView};
+use tokrun_ledger::{
+    Credits, DrawTerms, Forecast, GrantClass, GrantKind, GrantState, GrantView, RecurringView, WalletView,
+};
 
 use crate::args::Format;
 use crate::output;
@@ -96,7 +98,7 @@ pub(super) fn show(wallet: &WalletView, format: Format) {
     if !wallet.grants.is_empty() {
         let rows = wallet.grants.iter().map(|grant| {
             vec![
-                format!("{}, {}", kind(grant.kind), state(grant.state)),
+                format!("{}, {}{}", kind(grant.kind), state(grant.state), terms(grant)),
                 output::credits(grant.remaining),
                 output::credits(grant.amount),
                 grant.priority.to_string(),
@@ -122,6 +124,15 @@ fn kind(kind: GrantKind) -> &'static str {
         GrantKind::Transfer => "transfer",
         GrantKind::Refund => "refund",
     }
+}
+
+/// What is special about a grant.
+fn terms(grant: &GrantView) -> String {
+    let terms = &grant.terms;
+    let given_away = (terms.class == GrantClass::Promotional).then(|| ", promotional".to_owned());
+    let models = terms.scope.as_ref().map(|models| format!(", for {models}"));
+    let value = terms.value.as_ref().map(|value| format!(", worth {value} each"));
+    [given_away, models, value].into_iter().flatten().collect()
 }
 
 fn state(state: GrantState) -> &'static str {
@@ -169,6 +180,10 @@ pub(super) fn json_grant(grant: &GrantView) -> Value {
         "effective": grant.effective,
         "expires": grant.expires,
         "memo": grant.memo,
+        "class": grant.terms.class,
+        "models": grant.terms.scope,
+        "value": grant.terms.value,
+        "vesting": grant.vesting,
     })
 }
 
@@ -184,5 +199,8 @@ pub(super) fn json_recurring(recurring: &RecurringView) -> Value {
         "next": recurring.next,
         "until": recurring.until,
         "memo": recurring.memo,
+        "class": recurring.terms.class,
+        "models": recurring.terms.scope,
+        "value": recurring.terms.value,
     })
 }
