@@ -497,6 +497,12 @@ pub(crate) enum GroupBy {
 pub(crate) enum LedgerCommand {
     /// Recompute the whole chain of entries and every balance; a ledger that fails refuses to spend.
     Verify,
+    /// Print the head of the chain, to be kept where nobody can write who can write the ledger.
+    Anchor {
+        /// Verify the ledger, and that nothing was rewritten since it printed this.
+        #[arg(long, value_name = "ANCHOR")]
+        check: Option<tokrun_ledger::Anchor>,
+    },
     /// Copy the ledger, consistent and durable, while it is in use.
     Backup {
         /// A file that does not exist yet.

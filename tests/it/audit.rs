@@ -11,12 +11,14 @@ use crate::support::{Home, text, tiny_model};
 
 /// Arguments with which commands do something, in an order in which they can. `MODEL` is a tiny one, `FILE` a new file,
 /// `TABLE` one to import. A command that is missing here is run without any, and may refuse that.
-const RUNS: [&str; 27] = [
+const RUNS: [&str; 33] = [
     "wallet create ada",
     "wallet create bob",
     "wallet set ada --overdraft 5",
     "wallet grant ada 500",
     "wallet transfer ada bob 10",
+    "wallet set bob --parent ada --kind service",
+    "wallet deposit ada 10 --weight bob=2",
     "wallet import TABLE --dry-run",
     "wallet freeze bob",
     "wallet thaw bob",
@@ -26,9 +28,13 @@ const RUNS: [&str; 27] = [
     "wallet show ada",
     "wallet statement ada",
     "wallet void none",
+    "wallet refund none",
+    "wallet correct none",
+    "ledger anchor",
     "usage",
     "usage --by day",
     "ledger verify",
+    "ledger anchor --check none:0:00",
     "ledger backup FILE",
     "ledger export --format json",
     "bench --model MODEL -p 2 -n 2 -r 1 --ledger off",

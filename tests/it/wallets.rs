@@ -139,6 +139,23 @@ fn a_grant_has_models_a_value_and_parts() {
 }
 
 #[test]
+fn an_anchor_shows_that_nothing_was_rewritten() {
+    let home = Home::new();
+    home.wallet("ada", 20);
+    let anchor = text(&home.run(&["ledger", "anchor"]).stdout).trim().to_owned();
+    assert_eq!(home.json(&["ledger", "anchor"])["anchor"], anchor.as_str());
+    home.wallet("bob", 20);
+    assert_eq!(home.json(&["ledger", "anchor", "--check", &anchor])["ok"], true);
+    let (rest, hash) = anchor.rsplit_once(':').expect("three parts");
+    let other = format!("{rest}:{}", hash.chars().rev().collect::<String>());
+    let output = home.run(&["ledger", "anchor", "--check", &other]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("rewritten"), "{}", text(&output.stderr));
+    assert_eq!(home.run(&["ledger", "anchor", "--check", "nonsense"]).status.code(), Some(2));
+    home.verify();
+}
+
+#[test]
 fn wallets_are_listed_as_a_tree_and_moved() {
     let home = Home::new();
     team(&home);

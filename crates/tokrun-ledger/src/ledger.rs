@@ -15,11 +15,11 @@ use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
-    Admission, Admitted, Correction, Debit, Debited, Deposit, ExportedEntry, ExportedRequest, Forecast, GrantRequest,
-    GrantView, Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView, Refund, Result,
-    Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer, Transferred, UsageQuery, UsageRow,
-    VerifyReport, Vesting, WalletChange, WalletView, admin, backup, deposit, export, forecast, health, import, query,
-    recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
+    Admission, Admitted, Anchor, Correction, Debit, Debited, Deposit, ExportedEntry, ExportedRequest, Forecast,
+    GrantRequest, GrantView, Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView,
+    Refund, Result, Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer, Transferred, UsageQuery,
+    UsageRow, VerifyReport, Vesting, WalletChange, WalletView, admin, anchor, backup, deposit, export, forecast,
+    health, import, query, recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -372,6 +372,19 @@ impl Ledger {
                 marked?;
             }
         }
+        Ok(report)
+    }
+
+    /// The head of the chain, to be kept elsewhere.
+    pub fn anchor(&self) -> Result<Anchor> {
+        self.read(|conn, _| anchor::now(conn))
+    }
+
+    /// As [`Ledger::verify`], and checks that nothing up to an anchor was rewritten. An anchor that does not fit marks
+    /// nothing: it may be the anchor that is wrong.
+    pub fn check_anchor(&self, anchor: &Anchor) -> Result<VerifyReport> {
+        let mut report = self.verify()?;
+        self.read(|conn, _| anchor::check(conn, anchor, &mut report))?;
         Ok(report)
     }
 

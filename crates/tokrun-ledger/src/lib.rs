@@ -17,6 +17,8 @@
 //!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
 //! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
 //!   accounts (issued, wallets, spent, expired) each of them sums to zero, and each carries the hash of the one before.
+//! - What is taken back (`reversal`) is a new entry that names what it takes back, and never more of it than there was.
+//!   Grants may be for some models alone (`terms`), and vest with the calendar (`admin`).
 //! - What recurs (`recurrence`) is given by whoever writes next, as of the midnight at which it was due; what of it is left
 //!   then goes on into the next period, up to a cap, or expires (`purse`). `calendar` knows zones and daylight saving.
 //! - Whoever dies leaves what it had debited; the next one that notices settles it (`recover`).
@@ -76,6 +78,7 @@
 //! ```
 
 mod admin;
+mod anchor;
 mod audit;
 mod backup;
 mod calendar;
@@ -111,6 +114,7 @@ mod wallets;
 mod watch;
 mod writer;
 
+pub use anchor::Anchor;
 pub use calendar::Period;
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};
 pub use deposit::{Deposit, Share};

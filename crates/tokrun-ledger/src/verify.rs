@@ -53,7 +53,7 @@ impl VerifyReport {
         })
     }
 
-    fn add(&mut self, entry: Option<i64>, what: impl Into<String>) {
+    pub(crate) fn add(&mut self, entry: Option<i64>, what: impl Into<String>) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(Problem { entry: entry.map(i64::cast_unsigned), what: what.into() });
         }

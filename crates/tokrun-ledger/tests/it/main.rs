@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod allowance;
+mod anchors;
 mod bank;
 mod common;
 mod damage;
