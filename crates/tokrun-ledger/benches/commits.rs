@@ -1,6 +1,6 @@
-//! What a durable debit costs on this disk and this machine.
+//! What a durable debit costs on this disk and this machine, and what bare SQLite takes to change the same rows as durably.
 //!
-//! `cargo run --release -p tokrun-ledger --example commits [DIRECTORY]`, in the current directory without one.
+//! `cargo bench -p tokrun-ledger`, in `$TOKRUN_BENCH_DIRECTORY` or else in the current one.
 
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
 
@@ -17,13 +17,17 @@ use tokrun_ledger::{
 
 const MEASURED: Duration = Duration::from_secs(4);
 
+/// The ledger commits no more often than this on average: an engine's step takes longer.
+const INTERVAL: Duration = Duration::from_millis(5);
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let directory = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let directory = std::env::var_os("TOKRUN_BENCH_DIRECTORY").map_or_else(|| PathBuf::from("."), PathBuf::from);
     println!(
-        "| requests | wallets | commits/s | debits/s | commit p50 / p99 ms | writer CPU us/commit | fsync p50 us |"
+        "| requests | wallets | commits/s | debits/s | commit p50 / p99 ms | writer CPU us/commit | bare debits/s | of bare \
+         | bare, unpaced | fsync p50 us |"
     );
-    println!("|---:|---:|---:|---:|---:|---:|---:|");
-    for (requests, wallets) in [(1, 1), (16, 1), (16, 16), (64, 1), (64, 64)] {
+    println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    for (requests, wallets) in [(1, 1), (16, 1), (16, 16), (64, 1), (64, 64), (256, 1), (256, 256)] {
         let home = tempfile::tempdir_in(&directory)?;
         let ledger = Ledger::open(&home.path().join("ledger.db"))?;
         start(&ledger, requests, wallets)?;
@@ -31,10 +35,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         let run = measure(&ledger, requests)?;
         let ms = |quantile| run.latency.quantile_us(quantile).unwrap_or(0) as f64 / 1000.0;
         let cpu = run.writer_cpu.map_or("?".to_owned(), |cpu| format!("{:.0}", cpu.as_secs_f64() * 1e6 / run.commits));
+        let (paced, unpaced) = (bare(home.path(), Some(INTERVAL))?, bare(home.path(), None)?);
+        let debits = run.commits * requests as f64 / run.elapsed.as_secs_f64();
+        let paced = paced * requests as f64;
+        let share = debits / paced;
+        let unpaced = unpaced * requests as f64;
         println!(
-            "| {requests} | {wallets} | {:.0} | {:.0} | {:.1} / {:.1} | {cpu} | {fsync_us} |",
+            "| {requests} | {wallets} | {:.0} | {debits:.0} | {:.1} / {:.1} | {cpu} | {paced:.0} | {share:.2} | {unpaced:.0} \
+             | {fsync_us} |",
             run.commits / run.elapsed.as_secs_f64(),
-            run.commits * requests as f64 / run.elapsed.as_secs_f64(),
             ms(0.5),
             ms(0.99),
         );
@@ -103,6 +112,45 @@ fn commit(ledger: &Ledger, requests: usize, prompt: Option<PromptDebit>) -> Resu
         true => Ok(()),
         false => Err("a token was not granted".into()),
     }
+}
+
+/// Commits a second of SQLite alone, one transaction after another, that change what a debit of every open request does:
+/// its progress, what it has of its grant, and that grant. Whoever verifies the file afterwards finds nothing wrong.
+fn bare(directory: &Path, interval: Option<Duration>) -> Result<f64, Box<dyn Error>> {
+    let mut conn = rusqlite::Connection::open(directory.join("ledger.db"))?;
+    conn.execute_batch("PRAGMA synchronous = FULL; PRAGMA busy_timeout = 1000;")?;
+    let in_flight: Vec<(i64, i64)> = conn
+        .prepare("SELECT request, allowance FROM in_flight")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut of_grant: BTreeMap<i64, i64> = BTreeMap::new();
+    in_flight.iter().for_each(|(_, grant)| *of_grant.entry(*grant).or_default() += 1);
+    let (start, mut due, mut commits) = (Instant::now(), Instant::now(), 0.0);
+    while start.elapsed() < MEASURED {
+        if let Some(interval) = interval {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            due = (due + interval).max(Instant::now());
+        }
+        let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        for &(request, grant) in &in_flight {
+            transaction
+                .prepare_cached("UPDATE progress SET output_tokens = output_tokens + 1 WHERE request = ?1")?
+                .execute([request])?;
+            transaction
+                .prepare_cached(
+                    "UPDATE in_flight SET debited = debited + 1000000 WHERE request = ?1 AND allowance = ?2",
+                )?
+                .execute([request, grant])?;
+        }
+        for (grant, requests) in &of_grant {
+            transaction
+                .prepare_cached("UPDATE allowance SET remaining = remaining - 1000000 * ?2 WHERE seq = ?1")?
+                .execute([grant, requests])?;
+        }
+        transaction.commit()?;
+        commits += 1.0;
+    }
+    Ok(commits / start.elapsed().as_secs_f64())
 }
 
 /// The processor time of the writer thread, on Linux.
