@@ -50,7 +50,10 @@ fn median(mut run: impl FnMut() -> Outcome<()>) -> Outcome<Duration> {
 }
 
 fn measure(file: &Path) -> Outcome<()> {
-    let open = median(|| Ok(drop(Ledger::open(file)?)))?;
+    let open = median(|| {
+        Ledger::open(file)?;
+        Ok(())
+    })?;
     let ledger = Ledger::open(file)?;
     let show = median(|| {
         ledger.wallet("wallet-7")?;
@@ -61,8 +64,14 @@ fn measure(file: &Path) -> Outcome<()> {
     let month_ago = Timestamp::from_microsecond(now.as_microsecond() - YEAR_US / 12)?;
     let query = StatementQuery { from: Some(month_ago), to: Some(now), ..StatementQuery::new("wallet-7") };
     let mut lines = 0;
-    let statement = median(|| Ok(lines = ledger.statement_of(&query)?.lines.len()))?;
-    let list = median(|| Ok(drop(ledger.wallets()?)))?;
+    let statement = median(|| {
+        lines = ledger.statement_of(&query)?.lines.len();
+        Ok(())
+    })?;
+    let list = median(|| {
+        ledger.wallets()?;
+        Ok(())
+    })?;
     let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
     println!("open {}; wallet show with forecast {}; wallet list {}", ms(open), ms(show), ms(list));
     println!("statement of a month, {lines} lines: {}", ms(statement));

@@ -25,6 +25,23 @@
 //! - What time does (grants that become effective or expire) is written by the next writer and shown by every reader as if
 //!   it were written already, at the instant at which it happened.
 //!
+//! # How quick it is
+//! Measured on 2 cores of a shared virtual machine that was busy with other things, with fsyncs of 0.15 to 4 ms.
+//! `cargo bench -p tokrun-ledger` takes durable debits as an engine makes them, at most one commit in 5 ms, and bare SQLite at
+//! the same pace with the same rows:
+//!
+//! | requests a commit | debits/s | of bare SQLite | commit p50, p99 |
+//! |---:|---:|---:|---:|
+//! | 1 | 199 | 1.00 | 4.0, 12.1 ms |
+//! | 16 | 3,191 | 1.00 | 5.0, 11.8 ms |
+//! | 64 | 12,612 | 0.99 | 5.0, 11.8 ms |
+//! | 256 | 47,335 | 0.93 | 4.7, 13.5 ms |
+//! | 256, of as many wallets | 41,821 | 0.86 | 5.8, 15.9 ms |
+//!
+//! `cargo run --release -p tokrun-ledger --example large DIRECTORY` makes a ledger of ten million entries over a year, of 200
+//! wallets: it opens in 4.2 ms, a wallet with its forecast is shown in 0.2 ms, a statement of a month (4,167 lines of 50,000)
+//! takes 453 ms. `verify` checks 51,000 entries a second there, all of the file, its indexes and the log included.
+//!
 //! ```
 //! use std::collections::BTreeMap;
 //! use tokrun_ledger::{
