@@ -6,10 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tokrun_ledger::{Credits, ModelScope};
 
+mod agreed;
 mod bench;
 mod books;
 mod compute;
 
+pub(crate) use agreed::{EventsArgs, LimitCommand, LimitSetArgs, Span};
 pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     Wallet(WalletCommand),
     /// Requests, tokens, speed and latency by user, model or day.
     Usage(UsageArgs),
+    /// What somebody should hear of: limits and grants that are nearly, or wholly, used.
+    Events(EventsArgs),
     /// Check, back up and export the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -322,6 +326,9 @@ pub(crate) enum WalletCommand {
         /// Its id, as `wallet show --output json` tells it.
         grant: String,
     },
+    /// Limit what is used in a minute, a day or a month, by one request, or at once.
+    #[command(subcommand)]
+    Limit(LimitCommand),
     /// Refuse new requests of a wallet.
     Freeze {
         /// Whose.

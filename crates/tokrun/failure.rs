@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tokrun_engine::{EngineError, InvalidParameter, SubmitError};
 use tokrun_kernels::KernelError;
-use tokrun_ledger::LedgerError;
+use tokrun_ledger::{LedgerError, LimitReached};
 use tokrun_model::ModelError;
 use tokrun_model::catalogue::CatalogueError;
 use tokrun_model::pull::PullError;
@@ -38,15 +38,23 @@ pub(crate) struct Failure {
     code: &'static str,
     message: String,
     hint: Option<String>,
+    /// The limit that is reached, if that is what happened.
+    limit: Option<Box<LimitReached>>,
 }
 
 impl Failure {
     pub(crate) fn new(status: Status, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), hint: None }
+        Self { status, code, message: message.into(), hint: None, limit: None }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// A limit that begins anew at some time.
+    pub(crate) fn until(mut self, reached: &LimitReached) -> Self {
+        self.limit = Some(Box::new(reached.clone()));
         self
     }
 
@@ -83,6 +91,9 @@ impl Failure {
         if let Some(hint) = &self.hint {
             say!("hint: {hint}");
         }
+        if let Some(wait_s) = self.limit.as_ref().and_then(|limit| limit.retry_after_s(jiff::Timestamp::now())) {
+            say!("hint: it begins anew in {wait_s} s");
+        }
     }
 
     /// What happened, in one line.
@@ -97,7 +108,11 @@ impl Failure {
 
     /// `{code, message, hint}`.
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::json!({ "code": self.code, "message": self.message, "hint": self.hint })
+        let mut object = serde_json::json!({ "code": self.code, "message": self.message, "hint": self.hint });
+        if let Some(reached) = &self.limit {
+            object["limit"] = crate::output::limit_json(reached);
+        }
+        object
     }
 }
 
@@ -179,6 +194,9 @@ impl From<&LedgerError> for Failure {
             E::UnknownGrant { .. } => (Status::Unknown, "unknown_grant"),
             E::NotSettled { .. } => (Status::Unknown, "unknown_request"),
             E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
+            E::UnknownLimit { .. } => (Status::Unknown, "unknown_limit"),
+            E::UnknownEvent { .. } => (Status::Unknown, "unknown_event"),
+            E::Limited { .. } => (Status::Allowance, "limit_reached"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
             E::WalletExists { .. } => (Status::Failed, "wallet_exists"),
             E::InvalidName { .. }
@@ -186,6 +204,7 @@ impl From<&LedgerError> for Failure {
             | E::InvalidGrant { .. }
             | E::InvalidReversal { .. }
             | E::Row { .. }
+            | E::InvalidLimit { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),
@@ -199,6 +218,7 @@ impl From<&LedgerError> for Failure {
         let failure = Self::with_remedy(status, code, error);
         match error {
             E::Io { .. } => failure.hint("set TOKRUN_HOME to a directory that you can write to"),
+            E::Limited { reached } => failure.until(reached),
             // An empty wallet of the own name would stand in the way of the one that the first answer opens.
             E::UnknownWallet { name } if crate::home::account().is_ok_and(|account| account == *name) => {
                 failure.hint("your first `tokrun generate` opens it, with the starter grant")

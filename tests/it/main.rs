@@ -16,6 +16,7 @@ mod exactness;
 mod export;
 mod import;
 mod latency;
+mod limits;
 mod statements;
 mod structured;
 mod support;

@@ -79,6 +79,7 @@ fn start(ledger: &Ledger, requests: usize, wallets: usize) -> Result<(), Box<dyn
             device: "cpu".into(),
             price: Price::default(),
             prompt_tokens: 100,
+            key: None,
             project: None,
             tags: BTreeMap::new(),
         })?;

@@ -102,6 +102,7 @@ fn build(file: &Path, entries: i64) -> Outcome<()> {
         device: "cpu".into(),
         price: Price::default(),
         prompt_tokens: PROMPT_TOKENS.unsigned_abs(),
+        key: None,
         project: None,
         tags: Default::default(),
     })?;

@@ -396,7 +396,7 @@ pub(crate) fn remember(conn: &Connection, key: Option<&str>, arguments: &Hash, s
 }
 
 /// Keys are chosen by people and may name people: only a salted digest is kept.
-fn key_digest(conn: &Connection, key: &str) -> Result<Hash> {
+pub(crate) fn key_digest(conn: &Connection, key: &str) -> Result<Hash> {
     let salt: Vec<u8> = conn.query_row("SELECT salt FROM meta WHERE id = 1", [], |row| row.get(0))?;
     Ok(chain::salted(&salt, key))
 }

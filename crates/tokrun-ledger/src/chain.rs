@@ -104,7 +104,10 @@ const TERMS_FIRST: usize = 8;
 /// A row `r` of the log, of the account `a`, in the order in which it is hashed.
 pub(crate) const LOGGED: &str = "r.id, a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
      r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, r.queue_us, \
-     r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us";
+     r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us, r.access_key";
+
+/// Those of the first version; NULL in a later one was not hashed.
+const LOGGED_FIRST: usize = 23;
 
 /// An entry's lines, ids spelled out.
 pub(crate) const POSTINGS: &str = "SELECT a.id, g.id, p.amount FROM posting p \
@@ -178,7 +181,7 @@ pub(crate) fn terms_digest(conn: &Connection, grant: i64) -> Result<Hash> {
 /// What the chain keeps of a settled request's row in the log.
 pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
     let sql = format!("SELECT {LOGGED} FROM request_log r JOIN account a ON a.seq = r.wallet WHERE r.seq = ?1");
-    conn.prepare_cached(&sql)?.query_row([logged], |row| Ok(row_digest(row, 0)))?
+    conn.prepare_cached(&sql)?.query_row([logged], |row| Ok(logged_of(row, 0)))?
 }
 
 /// Digests [`TERMS`], from the column `first` of a row on.
@@ -200,6 +203,23 @@ pub(crate) fn terms_of(row: &Row<'_>, first: usize) -> Result<Hash> {
 /// Digests a row from its column `first` on.
 pub(crate) fn row_digest(row: &Row<'_>, first: usize) -> Result<Hash> {
     columns_digest(row, first..row.as_ref().column_count())
+}
+
+/// Digests [`LOGGED`], from the column `first` of a row on.
+pub(crate) fn logged_of(row: &Row<'_>, first: usize) -> Result<Hash> {
+    let added = first + LOGGED_FIRST..row.as_ref().column_count();
+    let mut encoder = Encoder(Sha256::new());
+    for column in first..added.start {
+        encoder.value(row.get_ref(column)?);
+    }
+    for column in added {
+        let value = row.get_ref(column)?;
+        if value != ValueRef::Null {
+            encoder.integer((column - first) as i64);
+            encoder.value(value);
+        }
+    }
+    Ok(encoder.0.finalize().into())
 }
 
 /// Digests some columns of a row.

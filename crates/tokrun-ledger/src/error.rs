@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
-use crate::Credits;
 use crate::text::shown;
+use crate::{Credits, LimitReached};
 
 /// The result of a ledger operation.
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
@@ -63,6 +63,30 @@ pub enum LedgerError {
         needed: Credits,
         /// What is left.
         balance: Credits,
+    },
+    /// A limit does not admit the request now.
+    #[error("a limit is reached: {reached}; the ledger's owner can change it with `tokrun wallet limit set`")]
+    Limited {
+        /// Which one, and when it begins anew.
+        reached: Box<LimitReached>,
+    },
+    /// No limit has this id.
+    #[error("there is no limit `{}`; `tokrun wallet limit list --output json` tells their ids", shown(id))]
+    UnknownLimit {
+        /// The id asked for.
+        id: String,
+    },
+    /// No event has this id.
+    #[error("there is no event `{}`; `tokrun events --output json` tells their ids", shown(id))]
+    UnknownEvent {
+        /// The id asked for.
+        id: String,
+    },
+    /// A limit that says nothing, or what cannot be counted.
+    #[error("invalid limit: {reason}")]
+    InvalidLimit {
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// No grant has this id.
     #[error("there is no grant `{}`; `tokrun wallet show USER --output json` tells their ids", shown(id))]
@@ -260,7 +284,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether the allowance said no, as opposed to something having gone wrong.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, LedgerError::Frozen { .. } | LedgerError::Exhausted { .. })
+        matches!(self, LedgerError::Frozen { .. } | LedgerError::Exhausted { .. } | LedgerError::Limited { .. })
     }
 
     pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> LedgerError {

@@ -450,5 +450,7 @@ impl Drop for Inner {
     }
 }
 
+mod agreed;
+
 #[cfg(test)]
 mod tests;

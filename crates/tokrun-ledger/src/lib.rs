@@ -13,6 +13,9 @@
 //! - Wallets form a tree (`tree`, `wallets`). A request pays with its wallet's own grants by priority, expiry and age, then
 //!   with those of the pools above it as far as caps on the way let it, then with agreed overdrafts in the same order
 //!   (`funds`). Whatever it takes, at any level, is taken in the same transaction, so that no level is ever overdrawn.
+//! - Limits (`limits`) are counted in the same transactions; a request ends, or does not begin, at whatever ends first. What
+//!   was agreed and moves no money is recorded in the chain as well (`record`), and what crosses a threshold leaves an
+//!   event (`events`).
 //! - What is in flight is taken out of its grants at once, so that no two requests, in whatever processes, can spend the
 //!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
 //! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
@@ -63,6 +66,7 @@
 //!     device: "cpu".into(),
 //!     price: Price::default(), // 1 credit a token
 //!     prompt_tokens: 10,
+//!     key: None,
 //!     project: None,
 //!     tags: BTreeMap::new(),
 //! })?;
@@ -103,6 +107,7 @@ mod chain;
 mod credits;
 mod deposit;
 mod error;
+mod events;
 mod export;
 mod forecast;
 mod funds;
@@ -110,10 +115,12 @@ mod health;
 mod histogram;
 mod import;
 mod ledger;
+mod limits;
 mod open_request;
 mod place;
 mod purse;
 mod query;
+mod record;
 mod recover;
 mod recurrence;
 mod request;
@@ -136,12 +143,14 @@ pub use calendar::Period;
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};
 pub use deposit::{Deposit, Share};
 pub use error::{LedgerError, Result};
+pub use events::EventView;
 pub use export::{ExportedEntry, ExportedPosting, ExportedRequest};
 pub use forecast::Forecast;
 pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use import::{ImportGrant, ImportRow, ImportedChange, ImportedRow};
 pub use ledger::{Clock, Ledger};
+pub use limits::{LimitReached, LimitScope, LimitSpan, LimitView, NewLimit, Quota, WARN_PERCENT};
 pub use recurrence::{RecurringGrant, RecurringView};
 pub use reversal::{Correction, Refund, Reversed};
 pub use statement::{Spending, Spent, Statement, StatementKind, StatementLine, StatementQuery, StatementRequest};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::funds::Funds;
+use crate::limits::{self, Counter, Guards, Load};
 use crate::purse::Part;
 use crate::tree::ABOVE;
 use crate::writer::Tx;
-use crate::{Admission, Credits, Debit, LedgerError, Price, Result};
+use crate::{Admission, Credits, Debit, LedgerError, LimitReached, Price, Result};
 
 /// The order in which what was held of grants `g` is debited: that in which it was taken.
 const PAY_ORDER: &str =
@@ -28,6 +29,8 @@ pub(crate) struct OpenRequest {
     pub(crate) output_tokens: u64,
     /// When its hold was taken.
     pub(crate) started_us: i64,
+    /// The numbers of the limits that hold for it.
+    pub(crate) limits: Vec<i64>,
     lots: Vec<Lot>,
 }
 
@@ -52,7 +55,7 @@ impl OpenRequest {
     ) -> Result<OpenRequest> {
         let price = admission.price;
         let sql = "INSERT INTO open_request (id, owner, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, \
-             model, device, project, tags, started_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+             model, device, project, tags, started_us, access_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
         let seq = tx.conn.prepare_cached(sql)?.insert((
             &admission.request_id,
             tx.owner,
@@ -66,6 +69,7 @@ impl OpenRequest {
             &admission.project,
             tags,
             tx.now_us,
+            &admission.key,
         ))?;
         tx.conn.prepare_cached("INSERT INTO progress (request) VALUES (?1)")?.execute([seq])?;
         let held = |&(grant, held): &Part| Lot { grant, held, debited: 0, stored: false, dirty: true };
@@ -79,6 +83,7 @@ impl OpenRequest {
             cached_tokens: 0,
             output_tokens: 0,
             started_us: tx.now_us,
+            limits: limits::of_request(tx, seq)?,
             lots: parts.iter().map(held).collect(),
         };
         request.save_lots(tx.conn)?;
@@ -89,11 +94,12 @@ impl OpenRequest {
     pub(crate) fn take(tx: &mut Tx<'_>, id: &str) -> Result<Option<OpenRequest>> {
         match tx.cache.requests.remove(id) {
             Some(request) => Ok(Some(request)),
-            None => OpenRequest::load(tx.conn, id),
+            None => OpenRequest::load(tx, id),
         }
     }
 
-    fn load(conn: &Connection, id: &str) -> Result<Option<OpenRequest>> {
+    fn load(tx: &Tx<'_>, id: &str) -> Result<Option<OpenRequest>> {
+        let conn = tx.conn;
         let sql = "SELECT seq, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, running, cached_tokens, \
              output_tokens, started_us, model FROM open_request JOIN progress ON request = seq WHERE id = ?1";
         let found = conn.prepare_cached(sql)?.query_row([id], |row| {
@@ -111,10 +117,12 @@ impl OpenRequest {
                 output_tokens: row.get(8)?,
                 started_us: row.get(9)?,
                 model: row.get_ref(10)?.as_str()?.into(),
+                limits: Vec::new(),
                 lots: Vec::new(),
             })
         });
         let Some(mut request) = found.optional()? else { return Ok(None) };
+        request.limits = limits::of_request(tx, request.seq)?;
         // In the order in which they were held, which is the order in which they are debited.
         let sql = format!(
             "WITH RECURSIVE {ABOVE} SELECT f.allowance, f.held, f.debited, above.level IS NOT NULL \
@@ -204,14 +212,23 @@ impl OpenRequest {
         Ok(())
     }
 
-    /// Debits as many of `asked` output tokens as can be paid whole: out of the hold, then in burn-down order.
-    pub(crate) fn draw_output(&mut self, funds: &mut Funds, asked: u32, now_us: i64) -> u32 {
-        let price = self.price.output.micro();
+    /// Debits as many of the output tokens asked for as can be paid whole and fit the limits: out of the hold, then in
+    /// burn-down order. Returns how many, and the limit that is to blame if they are fewer.
+    pub(crate) fn draw_output(
+        &mut self,
+        funds: &mut Funds,
+        guards: &mut Guards,
+        debit: &Debit,
+        now_us: i64,
+    ) -> (u32, Option<LimitReached>) {
+        let (price, asked) = (self.price.output.micro(), debit.output_tokens);
         let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
-        let granted = match price {
+        let paid = match price {
             0 => asked,
             _ => u32::try_from(held.saturating_add(funds.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
         };
+        let (granted, limited) =
+            self.fit(guards, paid, Load { tokens: i64::from(debit.prompt.is_some()), micro: held, requests: 0 });
         let cost = i64::from(granted) * price;
         let out_of_hold = cost.min(held);
         self.draw_hold(out_of_hold);
@@ -220,7 +237,30 @@ impl OpenRequest {
             self.add(grant, amount);
         }
         self.output_tokens += u64::from(granted);
-        granted
+        (granted, limited)
+    }
+
+    /// As many of `paid` output tokens as the limits let through, and counts them. `held` is what of the hold is left for
+    /// them; the limits have counted it.
+    fn fit(&self, guards: &mut Guards, paid: u32, held: Load) -> (u32, Option<LimitReached>) {
+        if guards.0.is_empty() {
+            return (paid, None);
+        }
+        let price = self.price.output.micro();
+        let tokens = self.prompt_tokens.saturating_add(self.output_tokens);
+        let so_far = Load { tokens: tokens.cast_signed(), micro: self.debited(), requests: 0 };
+        let (fit, limit) = guards.affords(Load { tokens: 1, micro: price, requests: 0 }, held, so_far);
+        let granted = u32::try_from(fit).unwrap_or(u32::MAX).min(paid);
+        let limited = limit.filter(|_| granted < paid).map(Counter::reached);
+        let cost = Load { tokens: i64::from(granted), micro: i64::from(granted) * price, requests: 0 };
+        guards.charge(cost, held, self.started_us);
+        (granted, limited)
+    }
+
+    /// What it holds before its first debit, as limits count it.
+    pub(crate) fn hold(&self) -> Load {
+        let micro = self.lots.iter().map(|lot| lot.held).sum();
+        Load { tokens: self.prompt_tokens.saturating_add(1).cast_signed(), micro, requests: 0 }
     }
 
     /// Takes what is still held out of this request.

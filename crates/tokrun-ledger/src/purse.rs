@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row};
 
 use crate::funds::Draw;
 use crate::recurrence::Recurrence;
-use crate::{GrantKind, GrantTerms, LedgerError, Result};
+use crate::{GrantKind, GrantTerms, LedgerError, Result, WARN_PERCENT, events};
 
 /// What is spent first, and what only when everything else is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) struct Grant {
     pub(crate) recurrence: Option<i64>,
     pub(crate) voided: bool,
     pub(crate) terms: GrantTerms,
+    /// The highest percentage of it that was warned of, if a recurring grant gave it.
+    warned: u8,
     /// Changed since it was read.
     dirty: bool,
 }
@@ -46,6 +48,20 @@ impl Grant {
 
     fn is_live(&self, now_us: i64) -> bool {
         self.active && !self.voided && self.effective_us <= now_us && !self.is_expired(now_us)
+    }
+
+    /// Notes the thresholds that spending has reached, each once, of what a recurring grant gives for a period.
+    fn warn(&mut self, warnings: &mut Vec<(i64, u8)>) {
+        if self.recurrence.is_none() || self.kind != GrantKind::Grant {
+            return;
+        }
+        let used = i128::from(self.amount - self.remaining) * 100;
+        for percent in WARN_PERCENT {
+            if percent > self.warned && used >= i128::from(self.amount) * i128::from(percent) {
+                self.warned = percent;
+                warnings.push((self.seq, percent));
+            }
+        }
     }
 
     /// Orders grants by age: those that are not written are the youngest, and the youngest of them has the lowest number.
@@ -77,6 +93,7 @@ impl Grant {
             recurrence: row.get("recurrence")?,
             voided: row.get("voided")?,
             terms: GrantTerms::from_row(row)?,
+            warned: row.get("warned")?,
             dirty: false,
         })
     }
@@ -118,10 +135,12 @@ pub(crate) struct Purse {
     pub(crate) draw: Option<Draw>,
     /// What will be given again.
     pub(crate) recurrences: Vec<Recurrence>,
+    /// Grants, and percentages of them, that were spent since the last save, and that somebody should hear of.
+    pub(crate) warnings: Vec<(i64, u8)>,
 }
 
 /// For [`Grant::from_row`].
-pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, g.recurrence, \
+pub(crate) const GRANT_COLUMNS: &str = "g.seq, g.id, g.kind, g.amount, g.priority, g.effective_us, g.expires_us, g.active, g.remaining, g.recurrence, g.warned, \
      g.class, g.scope, g.value_nano, g.currency, \
      g.voided_us IS NOT NULL AS voided, \
      CASE g.kind WHEN 'overdraft' THEN (SELECT coalesce(sum(held + debited), 0) FROM in_flight WHERE allowance = g.seq) \
@@ -141,18 +160,23 @@ impl Purse {
         );
         let mut statement = conn.prepare_cached(&sql)?;
         let grants = statement.query_map([wallet], Grant::from_row)?.collect::<rusqlite::Result<_>>()?;
-        Ok(Purse { grants, draw: Draw::load(conn, wallet)?, recurrences: Recurrence::load_all(conn, wallet)? })
+        Ok(Purse {
+            grants,
+            draw: Draw::load(conn, wallet)?,
+            recurrences: Recurrence::load_all(conn, wallet)?,
+            warnings: Vec::new(),
+        })
     }
 
-    /// Writes what changed.
-    pub(crate) fn save(&mut self, conn: &Connection, wallet: i64) -> Result<()> {
+    /// Writes what changed, and the events of thresholds that were reached.
+    pub(crate) fn save(&mut self, conn: &Connection, wallet: i64, now_us: i64) -> Result<()> {
         for grant in self.grants.iter_mut().filter(|grant| grant.dirty) {
-            conn.prepare_cached("UPDATE allowance SET remaining = ?2, active = ?3 WHERE seq = ?1")?.execute((
-                grant.seq,
-                grant.remaining,
-                grant.active,
-            ))?;
+            conn.prepare_cached("UPDATE allowance SET remaining = ?2, active = ?3, warned = ?4 WHERE seq = ?1")?
+                .execute((grant.seq, grant.remaining, grant.active, grant.warned))?;
             grant.dirty = false;
+        }
+        for (grant, percent) in self.warnings.drain(..) {
+            events::of_grant(conn, now_us, grant, percent)?;
         }
         self.recurrences.iter_mut().try_for_each(|recurrence| recurrence.save(conn))?;
         self.draw.as_mut().map_or(Ok(()), |draw| draw.save(conn, wallet))
@@ -257,6 +281,7 @@ impl Purse {
             recurrence: Some(seq),
             voided: false,
             terms: recurrence.terms.clone(),
+            warned: 0,
             dirty: true,
         };
         let given = Grant {
@@ -328,6 +353,7 @@ impl Purse {
                 grant.remaining -= part;
                 grant.in_flight = grant.in_flight.saturating_add(part);
                 grant.dirty = true;
+                grant.warn(&mut self.warnings);
                 owed -= part;
                 parts.push((grant.seq, part));
             }
@@ -429,6 +455,7 @@ pub(crate) mod tests {
             recurrence: None,
             voided: false,
             terms: GrantTerms::default(),
+            warned: 0,
             dirty: false,
         }
     }
@@ -438,7 +465,7 @@ pub(crate) mod tests {
     }
 
     fn purse(grants: Vec<Grant>) -> Purse {
-        Purse { grants, draw: None, recurrences: Vec::new() }
+        Purse { grants, draw: None, recurrences: Vec::new(), warnings: Vec::new() }
     }
 
     #[test]

@@ -110,7 +110,8 @@ fn grant_views(conn: &Connection, condition: &str, key: i64, now_us: i64) -> Res
     );
     let mut statement = conn.prepare_cached(&sql)?;
     let views = statement.query_map([key], |row| {
-        let mut purse = Purse { grants: vec![Grant::from_row(row)?], draw: None, recurrences: Vec::new() };
+        let mut purse =
+            Purse { grants: vec![Grant::from_row(row)?], draw: None, recurrences: Vec::new(), warnings: Vec::new() };
         purse.pass_time(now_us);
         let grant = &purse.grants[0];
         Ok(GrantView {

@@ -4,11 +4,12 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
 use crate::funds::Funds;
+use crate::limits::{self, Load};
 use crate::open_request::OpenRequest;
 use crate::writer::Tx;
 use crate::{
-    Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, Result, Settled,
-    Settlement, admin, tree,
+    Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Result,
+    Settled, Settlement, admin, tree,
 };
 
 /// More than any project name or set of tags needs, so that a log row stays a row.
@@ -75,9 +76,27 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
     tx.save_funds(funds)?;
 
     let request = OpenRequest::create(tx, admission, wallet.seq, &tags, &parts)?;
+    count_hold(tx, &request)?;
     tx.cache.requests.insert(admission.request_id.clone(), request);
     let team_id = tree::team(&path).id.clone();
     Ok(Admitted { wallet_id: wallet.id, team_id, wallet_created, held: Credits::from_micro(needed), balance })
+}
+
+/// Counts what a new request holds, where limits hold for it.
+fn count_hold(tx: &mut Tx<'_>, request: &OpenRequest) -> Result<()> {
+    if request.limits.is_empty() {
+        return Ok(());
+    }
+    let limited = |reached: LimitReached| Err(LedgerError::Limited { reached: Box::new(reached) });
+    let mut guards = tx.take_guards(&request.limits)?;
+    if let Some(reached) = limits::exceeded_at_once(tx, &guards)? {
+        return limited(reached);
+    }
+    if let Err(reached) = guards.admit(Load { requests: 1, ..request.hold() }, tx.now_us) {
+        return limited(reached);
+    }
+    tx.keep_guards(guards);
+    tx.save_limits()
 }
 
 /// Debits a step of every running sequence. What one of them is refused does not touch the others.
@@ -91,9 +110,10 @@ pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
     // Written once per wallet, however many of its requests are in this step.
     for wallet in wallets {
         if let Some(purse) = tx.cache.purses.get_mut(&wallet) {
-            purse.save(tx.conn, wallet)?;
+            purse.save(tx.conn, wallet, tx.now_us)?;
         }
     }
+    tx.save_limits()?;
     Ok(debited)
 }
 
@@ -102,6 +122,12 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     tx.check_good()?;
     let Some(mut request) = OpenRequest::take(tx, &ending.id)? else { return recorded(tx, &ending.id) };
     let mut funds = tx.take_funds(request.wallet, &request.model)?;
+    if !request.running && !request.limits.is_empty() {
+        let mut guards = tx.take_guards(&request.limits)?;
+        guards.charge(Load::default(), request.hold(), request.started_us);
+        tx.keep_guards(guards);
+        tx.save_limits()?;
+    }
     give_hold_back(tx, &ending.id, &mut request, &mut funds)?;
     request.debits().for_each(|part| funds.settle(part));
     let balance = Credits::from_micro(funds.own().balance(tx.now_us));
@@ -138,9 +164,9 @@ fn check_admission(admission: &Admission) -> Result<(i64, String)> {
     }
     let tags = serde_json::to_string(&admission.tags).map_err(|_| invalid("its tags are no JSON"))?;
     let texts = [&admission.request_id, &admission.model, &admission.device, &tags];
-    let project = admission.project.as_ref().map_or(0, String::len);
-    if texts.iter().map(|text| text.len()).sum::<usize>() + project > METADATA_BYTES_MAX {
-        return Err(invalid("its id, model, project and tags are longer than 16 KiB"));
+    let names = [&admission.key, &admission.project].into_iter().flatten().map(String::len).sum::<usize>();
+    if texts.iter().map(|text| text.len()).sum::<usize>() + names > METADATA_BYTES_MAX {
+        return Err(invalid("its id, model, key, project and tags are longer than 16 KiB"));
     }
     let needed = admission.price.of_request(admission.prompt_tokens, 0, 1);
     let counted = i64::try_from(admission.prompt_tokens).is_ok();
@@ -155,6 +181,7 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         request_id: debit.request_id.clone(),
         granted: 0,
         exhausted: false,
+        limited: None,
         refused: Some(refused),
     };
     let Some(mut request) = OpenRequest::take(tx, &debit.request_id)? else {
@@ -166,15 +193,15 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         return Ok(refusal(LedgerError::InvalidRequest { id, reason }));
     }
     let mut funds = tx.take_funds(request.wallet, &request.model)?;
-    let granted = match debit.prompt {
-        Some(prompt) => {
-            request.start(prompt.cached_tokens)?;
-            let granted = request.draw_output(&mut funds, debit.output_tokens, tx.now_us);
-            give_hold_back(tx, &debit.request_id, &mut request, &mut funds)?;
-            granted
-        }
-        None => request.draw_output(&mut funds, debit.output_tokens, tx.now_us),
-    };
+    let mut guards = tx.take_guards(&request.limits)?;
+    if let Some(prompt) = debit.prompt {
+        request.start(prompt.cached_tokens)?;
+    }
+    let (granted, limited) = request.draw_output(&mut funds, &mut guards, debit, tx.now_us);
+    if debit.prompt.is_some() {
+        give_hold_back(tx, &debit.request_id, &mut request, &mut funds)?;
+    }
+    tx.keep_guards(guards);
     request.save(tx.conn)?;
     for &(wallet, _) in &funds.levels {
         if !wallets.contains(&wallet) {
@@ -187,6 +214,7 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         request_id: debit.request_id.clone(),
         granted,
         exhausted: granted < debit.output_tokens,
+        limited,
         refused: None,
     })
 }
@@ -236,9 +264,9 @@ fn insert_log(
     let times = ending.times.as_ref();
     let sql = "INSERT INTO request_log (id, entry, wallet, project, tags, model, device, prompt_micro, cached_micro, \
          output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, queue_us, ttft_us, \
-         decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us) \
+         decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us, access_key) \
          SELECT id, ?2, wallet, project, tags, model, device, prompt_micro, cached_micro, output_micro, \
-         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, started_us, ?15 FROM open_request WHERE seq = ?1";
+         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, started_us, ?15, access_key FROM open_request WHERE seq = ?1";
     let logged = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
         request.seq,
         entry,

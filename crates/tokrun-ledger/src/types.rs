@@ -6,7 +6,9 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{Credits, DrawTerms, GrantTerms, LatencyHistogram, LedgerError, Price, RecurringView, WalletKind};
+use crate::{
+    Credits, DrawTerms, GrantTerms, LatencyHistogram, LedgerError, LimitReached, Price, RecurringView, WalletKind,
+};
 
 /// A request that wants to start.
 #[derive(Debug, Clone)]
@@ -26,7 +28,9 @@ pub struct Admission {
     pub price: Price,
     /// Held at the full prompt price, together with one output token.
     pub prompt_tokens: u64,
-    /// For the log.
+    /// The name of the key that it came with: its limits hold, and the log names it.
+    pub key: Option<String>,
+    /// Its limits hold, and the log names it.
     pub project: Option<String>,
     /// For the log.
     pub tags: BTreeMap<String, String>,
@@ -79,8 +83,10 @@ pub struct Debited {
     pub request_id: String,
     /// Output tokens of this debit that are paid: deliver these and no more.
     pub granted: u32,
-    /// Fewer were granted than asked for: the allowance ends here.
+    /// Fewer were granted than asked for: the allowance, or a limit, ends here.
     pub exhausted: bool,
+    /// The limit that ends it, if the allowance itself would have paid more.
+    pub limited: Option<LimitReached>,
     /// Why nothing was debited although the commit succeeded: the request is not open, or the debit contradicts it.
     pub refused: Option<LedgerError>,
 }
@@ -95,6 +101,8 @@ pub enum FinishReason {
     Length,
     /// The allowance ended.
     Allowance,
+    /// A limit was reached.
+    Limit,
     /// The user or client left.
     Cancelled,
     /// Something failed.
@@ -110,6 +118,7 @@ impl FinishReason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Allowance => "allowance",
+            FinishReason::Limit => "limit",
             FinishReason::Cancelled => "cancelled",
             FinishReason::Error => "error",
             FinishReason::Crashed => "crashed",
@@ -120,8 +129,8 @@ impl FinishReason {
 impl FinishReason {
     /// The reason of a row in the log; one that a later version added reads as an error.
     pub(crate) fn from_log(name: &str) -> FinishReason {
-        use FinishReason::{Allowance, Cancelled, Crashed, Error, Length, Stop};
-        let known = [Stop, Length, Allowance, Cancelled, Error, Crashed];
+        use FinishReason::{Allowance, Cancelled, Crashed, Error, Length, Limit, Stop};
+        let known = [Stop, Length, Allowance, Limit, Cancelled, Error, Crashed];
         known.into_iter().find(|reason| reason.as_str() == name).unwrap_or(Error)
     }
 }

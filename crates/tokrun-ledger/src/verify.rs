@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::chain::{self, AllPostings, Entry, Hash, LOGGED, TERMS};
 use crate::reversal::{REVERSALS, REVERSED};
-use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, audit, store};
+use crate::{Credits, LatencyHistogram, LedgerError, Price, Result, audit, record, store};
 
 /// A file with more wrong than this is not repaired line by line.
 const PROBLEMS_MAX: usize = 100;
@@ -73,6 +73,7 @@ pub(crate) fn verify(conn: &Connection) -> Result<VerifyReport> {
         check_log,
         check_logged,
         check_open_requests,
+        record::check,
         check_modes,
         check_file,
         check_schema,
@@ -157,7 +158,9 @@ fn check_entry(entry: &Entry, before: i64, hash_before: &Hash, report: &mut Veri
     }
     let sum: i128 = entry.postings.iter().map(|posting| i128::from(posting.amount)).sum();
     // Free tokens are settled without any.
-    if sum != 0 || entry.postings.is_empty() && entry.kind != "settle" && !audit::KINDS.contains(&entry.kind.as_str()) {
+    let may_be_empty =
+        entry.kind == "settle" || audit::KINDS.contains(&entry.kind.as_str()) || record::is_kind(&entry.kind);
+    if sum != 0 || entry.postings.is_empty() && !may_be_empty {
         report.add(Some(id), format!("its {} postings sum to {sum} micro-credits, not to zero", entry.postings.len()));
     }
     if entry.kind == "settle" && !settles(&entry.idempotency_key, entry.request_id.as_deref()) {
@@ -332,7 +335,7 @@ fn check_logged(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
          JOIN account a ON a.seq = r.wallet WHERE e.kind = 'settle' ORDER BY e.id"
     );
     each(conn, &sql, |row| {
-        if !is_digest(row, 1, chain::row_digest(row, 2)?)? {
+        if !is_digest(row, 1, chain::logged_of(row, 2)?)? {
             report.add(row.get(0)?, "the log of its request was changed");
         }
         Ok(())

@@ -62,6 +62,7 @@ fn apply(tx: &mut Tx<'_>, wallet: &Wallet, name: &str, change: &WalletChange) ->
     }
     // What is remembered of this wallet, or of any below it, may follow from the old terms.
     tx.cache.purses.clear();
+    tx.cache.limits.clear();
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::chain::{self, Draft};
 use crate::funds::Funds;
+use crate::limits::Counter;
 use crate::open_request::OpenRequest;
 use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
@@ -94,6 +95,7 @@ pub(crate) struct Cache {
     pub(crate) meta: Meta,
     pub(crate) requests: HashMap<String, OpenRequest>,
     pub(crate) purses: HashMap<i64, Purse>,
+    pub(crate) limits: HashMap<i64, Counter>,
 }
 
 /// The modes of the ledger.
@@ -101,6 +103,7 @@ pub(crate) struct Cache {
 pub(crate) struct Meta {
     pub(crate) service: bool,
     pub(crate) bad: Option<String>,
+    pub(crate) has_limits: bool,
 }
 
 impl Cache {
@@ -109,6 +112,7 @@ impl Cache {
         self.data_version = None;
         self.requests.clear();
         self.purses.clear();
+        self.limits.clear();
     }
 }
 
@@ -199,7 +203,7 @@ impl Tx<'_> {
 
     /// Writes a purse's changes and remembers it.
     pub(crate) fn save_purse(&mut self, wallet: i64, mut purse: Purse) -> Result<()> {
-        purse.save(self.conn, wallet)?;
+        purse.save(self.conn, wallet, self.now_us)?;
         self.keep_purse(wallet, purse);
         Ok(())
     }
@@ -254,8 +258,8 @@ impl Tx<'_> {
             self.cache.clear();
             self.cache.meta = self
                 .conn
-                .prepare_cached("SELECT service, bad FROM meta WHERE id = 1")?
-                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)? }))
+                .prepare_cached("SELECT service, bad, EXISTS (SELECT 1 FROM quota) FROM meta WHERE id = 1")?
+                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)?, has_limits: row.get(2)? }))
                 .optional()?
                 .ok_or_else(|| LedgerError::Bad { reason: "its row of modes is missing".into() })?;
             self.cache.data_version = Some(version);

@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
-use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, PromptDebit, Settled, Settlement};
+use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, LimitReached, PromptDebit, Settled, Settlement};
 
 use crate::transcript::{Rules, Transcript};
 use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Timing, Usage};
@@ -48,6 +48,7 @@ pub(crate) struct Active {
     ending: Option<FinishReason>,
     settling: bool,
     error: Option<RuntimeError>,
+    limited: Option<LimitReached>,
 
     paid: Vec<TokenId>,
     /// The end token is paid, but is no text.
@@ -101,6 +102,7 @@ impl Active {
             ending: None,
             settling: false,
             error: None,
+            limited: None,
             paid: Vec::new(),
             paid_end_tokens: 0,
             logprobs: Vec::new(),
@@ -230,7 +232,9 @@ impl Active {
         if debited.exhausted {
             self.usage.discarded_tokens += self.pending.len() as u64;
             self.pending.clear();
-            self.ending = Some(FinishReason::Allowance);
+            self.limited = debited.limited.clone();
+            let ended = if self.limited.is_some() { FinishReason::Limit } else { FinishReason::Allowance };
+            self.ending = Some(ended);
             return Engine::MustStop;
         }
         // A caller that is gone has its receiver dropped.
@@ -329,6 +333,7 @@ impl Active {
             usage: self.usage,
             energy_uj: self.energy_uj,
             timing: self.timing,
+            limited: self.limited,
             allowance,
         };
         // Nobody listens any more: the ledger has it all.

@@ -58,6 +58,7 @@ impl Meter for Unmetered {
             request_id: debit.request_id,
             granted: debit.output_tokens,
             exhausted: false,
+            limited: None,
             refused: None,
         };
         reply(Ok(debits.into_iter().map(grant).collect()));

@@ -1,7 +1,7 @@
 //! What a caller gets back.
 
 use tokrun_engine::{TokenId, TokenLogprob};
-use tokrun_ledger::{Credits, FinishReason};
+use tokrun_ledger::{Credits, FinishReason, LimitReached};
 
 use crate::RuntimeError;
 
@@ -47,6 +47,8 @@ pub struct Outcome {
     pub energy_uj: Option<u64>,
     /// How long it took.
     pub timing: Timing,
+    /// The limit that ended it, if one did.
+    pub limited: Option<LimitReached>,
     /// What was paid; absent when settling failed (the ledger's next start settles it).
     pub allowance: Option<Allowance>,
 }

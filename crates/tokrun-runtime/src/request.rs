@@ -50,6 +50,8 @@ pub struct Payer {
     pub wallet: String,
     /// What to open the wallet with if there is none of that name; only for a person's own account.
     pub starter: Option<Credits>,
+    /// The name of the key that it came with.
+    pub key: Option<String>,
     /// The project it is for.
     pub project: Option<String>,
     /// Free attribution.

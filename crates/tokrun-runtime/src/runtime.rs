@@ -181,6 +181,7 @@ impl Runtime {
             device: self.model.device.clone(),
             price: request.price,
             prompt_tokens: prompt.len() as u64,
+            key: request.payer.key,
             project: request.payer.project,
             tags: request.payer.tags,
         })?;

@@ -158,7 +158,7 @@ impl Books {
         self.balance -= granted - held;
         *paid += granted;
         let exhausted = granted < u64::from(debit.output_tokens);
-        Debited { request_id: debit.request_id, granted: granted as u32, exhausted, refused: None }
+        Debited { request_id: debit.request_id, granted: granted as u32, exhausted, limited: None, refused: None }
     }
 }
 

@@ -105,7 +105,8 @@ pub(crate) fn payer(args: &PayerArgs, catalogue: &Catalogue) -> Result<Payer, Fa
         (None, account) => (account?, true),
     };
     let starter = is_own.then(|| load::credits(catalogue.starter_grant())).transpose()?;
-    Ok(Payer { wallet, starter, project: args.project.clone(), tags: args.tags.iter().cloned().collect() })
+    let tags = args.tags.iter().cloned().collect();
+    Ok(Payer { wallet, starter, key: None, project: args.project.clone(), tags })
 }
 
 /// Opens the books.
@@ -188,7 +189,7 @@ impl Answered {
         match self.outcome.finish_reason {
             _ if self.outcome.error.is_some() => Status::Failed,
             _ if self.interrupted => Status::Interrupted,
-            FinishReason::Allowance => Status::Allowance,
+            FinishReason::Allowance | FinishReason::Limit => Status::Allowance,
             _ => Status::Done,
         }
     }
@@ -219,8 +220,20 @@ pub(crate) fn figures(model: &str, device: &str, outcome: &Outcome) -> String {
     format!("[{}]", parts.join(" · "))
 }
 
-/// Says that the allowance has ended, and what to do.
-pub(crate) fn allowance_ended(wallet: &str) -> Failure {
+/// Says what ended the answer before its own end, and what to do: a limit, or the allowance.
+pub(crate) fn cut_short(outcome: &Outcome, wallet: &str) -> Option<Failure> {
+    match (&outcome.limited, outcome.finish_reason) {
+        (Some(reached), FinishReason::Limit) => Some(
+            Failure::new(Status::Allowance, "limit_reached", format!("a limit is reached: {}", reached.what))
+                .hint("what is shown is paid; the ledger's owner can change it: tokrun wallet limit set")
+                .until(reached),
+        ),
+        (_, FinishReason::Allowance) => Some(allowance_ended(wallet)),
+        _ => None,
+    }
+}
+
+fn allowance_ended(wallet: &str) -> Failure {
     Failure::new(
         Status::Allowance,
         "allowance_exhausted",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 use tokrun_engine::{ChatMessage, Grammar};
-use tokrun_ledger::{FinishReason, Ledger};
+use tokrun_ledger::Ledger;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Meter, Payer, Prompt};
 
@@ -174,8 +174,8 @@ impl Chat {
         let _ = answer::to_stdout("\n");
         if let Some(error) = &outcome.error {
             Failure::from(error).report(Format::Text);
-        } else if outcome.finish_reason == FinishReason::Allowance {
-            answer::allowance_ended(&self.payer.wallet).report(Format::Text);
+        } else if let Some(failure) = answer::cut_short(outcome, &self.payer.wallet) {
+            failure.report(Format::Text);
         }
         if !self.args.no_stats {
             say!("{}", answer::figures(&self.found.name, &self.loaded.runtime.info().device, outcome));

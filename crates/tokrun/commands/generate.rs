@@ -89,10 +89,9 @@ fn shown(text: &str, status: Status) -> Status {
 }
 
 fn failure(outcome: &Outcome, payer: &Payer) -> Option<Failure> {
-    match (&outcome.error, outcome.finish_reason) {
-        (Some(error), _) => Some(Failure::from(error)),
-        (None, FinishReason::Allowance) => Some(answer::allowance_ended(&payer.wallet)),
-        _ => None,
+    match &outcome.error {
+        Some(error) => Some(Failure::from(error)),
+        None => answer::cut_short(outcome, &payer.wallet),
     }
 }
 
@@ -182,6 +181,9 @@ fn json_outcome(
         }),
         None => serde_json::Value::Null,
     };
+    if let Some(reached) = &outcome.limited {
+        object["limit"] = output::limit_json(reached);
+    }
     object
 }
 
@@ -195,6 +197,7 @@ fn finish_reason(reason: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::Allowance => "allowance",
+        FinishReason::Limit => "limit",
         FinishReason::Cancelled => "cancelled",
         FinishReason::Error | FinishReason::Crashed => "error",
     }

@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod chat;
 mod doctor;
+mod events;
 mod export;
 mod generate;
 mod ledger;
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
         Command::Model(command) => model::run(command, format),
         Command::Wallet(command) => wallet::run(command, format),
         Command::Usage(args) => usage::run(&args, format),
+        Command::Events(args) => events::run(&args, format),
         Command::Ledger(command) => ledger::run(command, format),
         Command::Doctor(args) => doctor::run(&args, format),
         Command::Completions { shell } => {

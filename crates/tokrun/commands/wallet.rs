@@ -2,6 +2,7 @@
 
 mod grants;
 mod import;
+mod limits;
 mod reversals;
 mod show;
 mod statement;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
             reversals::corrected(&ledger.correct(correction)?, format);
         }
         WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
+        WalletCommand::Limit(command) => limits::run(&ledger, command, format)?,
         WalletCommand::Freeze { user } => show::show(&ledger.freeze(&user)?, format),
         WalletCommand::Thaw { user } => show::show(&ledger.thaw(&user)?, format),
         WalletCommand::Import(args) => import::run(&ledger, &args, format)?,

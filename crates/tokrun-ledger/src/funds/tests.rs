@@ -12,7 +12,7 @@ fn level(wallet: i64, grants: Vec<crate::purse::Grant>, cap: Option<i64>) -> (i6
         zone: TimeZone::UTC,
         dirty: false,
     });
-    (wallet, Purse { grants, draw, recurrences: Vec::new() })
+    (wallet, Purse { grants, draw, recurrences: Vec::new(), warnings: Vec::new() })
 }
 
 #[test]

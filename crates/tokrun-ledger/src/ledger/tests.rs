@@ -27,6 +27,7 @@ fn admission(id: &str) -> Admission {
         device: "cpu".into(),
         price: Price::default(),
         prompt_tokens: 9,
+        key: None,
         project: None,
         tags: BTreeMap::new(),
     }

@@ -250,6 +250,7 @@ fn admission(id: &str, wallet: &str) -> Admission {
         device: "cpu".to_owned(),
         price: Price::default(),
         prompt_tokens: PROMPT_TOKENS,
+        key: None,
         project: None,
         tags: BTreeMap::new(),
     }

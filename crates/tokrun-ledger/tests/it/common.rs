@@ -95,6 +95,7 @@ pub(crate) fn admission(id: &str, wallet: &str, prompt_tokens: u64) -> Admission
         device: "cpu".into(),
         price: Price::default(),
         prompt_tokens,
+        key: None,
         project: None,
         tags: BTreeMap::new(),
     }

@@ -8,6 +8,8 @@ mod common;
 mod damage;
 mod forecast;
 mod grants;
+mod limited;
+mod limits;
 mod migration;
 mod model;
 mod processes;

@@ -10,6 +10,7 @@ use tokrun_ledger::{
 };
 
 use crate::common::{Home, admission, at, verify};
+use crate::limited::{Limits, Load};
 
 const WALLETS: [&str; 4] = ["ada", "bob", "eve", "team"];
 const TEAM: usize = 3;
@@ -52,6 +53,11 @@ enum Op {
         wallet: usize,
         frozen: bool,
     },
+    /// The amount of one of the limits; `None` removes it.
+    Limit {
+        which: usize,
+        amount: Option<i64>,
+    },
     Pass(i64),
     /// Everybody dies, somebody else opens the ledger.
     Crash,
@@ -83,6 +89,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..1000_usize).prop_map(Op::Settle),
         2 => (0..1000_usize, 1..=100_i64).prop_map(|(which, percent)| Op::Refund(which, percent)),
         1 => (0..4_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
+        2 => (0..crate::limited::TERMS.len(), prop::option::weighted(0.8, 0..30_i64))
+            .prop_map(|(which, amount)| Op::Limit { which, amount }),
         4 => (1..25_i64).prop_map(Op::Pass),
         1 => Just(Op::Crash),
         2 => Just(Op::Interfere),
@@ -122,6 +130,7 @@ struct Request {
     output: u64,
     price: Price,
     running: bool,
+    started_us: i64,
     taken: BTreeMap<usize, Taken>,
     settled: Option<FinishReason>,
     /// Per grant.
@@ -135,6 +144,7 @@ struct Model {
     frozen: [bool; 4],
     /// From the team.
     drawn: [i64; 4],
+    limits: Limits,
     requests: Vec<Request>,
     /// To other grants than overdrafts.
     refunded: i64,
@@ -144,6 +154,7 @@ struct Model {
 enum Refusal {
     Frozen,
     Exhausted { needed: i64, balance: i64 },
+    Limited,
 }
 
 impl Model {
@@ -198,6 +209,7 @@ impl Model {
 
     fn pass(&mut self, seconds: i64) {
         self.now_us += seconds * 1_000_000;
+        self.limits.pass_time(self.now_us);
         self.activate();
         for grant in &mut self.grants {
             if grant.expires_us <= self.now_us {
@@ -274,11 +286,19 @@ impl Model {
         if spendable < needed {
             return Err(Refusal::Exhausted { needed, balance: spendable });
         }
+        let at_once = |limit: usize| {
+            let others = self.requests.iter().filter(|other| other.settled.is_none());
+            others.filter(|other| crate::limited::holds(limit, other.wallet)).count() as i64
+        };
+        let hold = Load { tokens: prompt as i64 + 1, micro: needed, requests: 1 };
+        if !self.limits.admit(wallet, hold, at_once) {
+            return Err(Refusal::Limited);
+        }
         let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
         for (grant, held) in self.take(wallet, special, needed) {
             taken.insert(grant, Taken { held, debited: 0 });
         }
-        let (cached, output, running, settled) = (0, 0, false, None);
+        let (cached, output, running, started_us, settled) = (0, 0, false, self.now_us, None);
         self.requests.push(Request {
             wallet,
             special,
@@ -287,6 +307,7 @@ impl Model {
             output,
             price,
             running,
+            started_us,
             taken,
             settled,
             refunded: BTreeMap::new(),
@@ -303,20 +324,38 @@ impl Model {
             self.draw_hold(id, cost);
         }
         let mut granted = 0;
-        while granted < asked && self.pay_token(id) {
+        while granted < asked && self.pay_token(id, cached.is_some() && granted == 0) {
             granted += 1;
         }
         if cached.is_some() {
+            let (held, unused) = (self.held(id), i64::from(granted == 0));
+            self.limits.release(
+                self.requests[id].wallet,
+                Load { tokens: unused, micro: held, requests: 0 },
+                self.requests[id].started_us,
+            );
             self.release(id);
         }
+        self.limits.warn();
         granted
     }
 
-    fn pay_token(&mut self, id: usize) -> bool {
+    fn held(&self, id: usize) -> i64 {
+        self.requests[id].taken.values().map(|taken| taken.held).sum()
+    }
+
+    fn pay_token(&mut self, id: usize, is_held: bool) -> bool {
         let Request { wallet, special, price, .. } = self.requests[id];
         let price = price.output.micro();
-        let held: i64 = self.requests[id].taken.values().map(|taken| taken.held).sum();
+        let held = self.held(id);
         if held + self.spendable(wallet, Some(special)) < price {
+            return false;
+        }
+        let request = &self.requests[id];
+        let so_far = Load { tokens: (request.prompt + request.output) as i64, micro: self.debited(id), requests: 0 };
+        let token = Load { tokens: 1, micro: price, requests: 0 };
+        let held_of_it = Load { tokens: i64::from(is_held), micro: held.min(price), requests: 0 };
+        if !self.limits.take(wallet, token, held_of_it, so_far) {
             return false;
         }
         let out_of_hold = held.min(price);
@@ -362,6 +401,11 @@ impl Model {
     }
 
     fn settle(&mut self, id: usize, reason: FinishReason) {
+        let request = &self.requests[id];
+        if !request.running {
+            let hold = Load { tokens: request.prompt as i64 + 1, micro: self.held(id), requests: 0 };
+            self.limits.release(request.wallet, hold, request.started_us);
+        }
         self.release(id);
         for (index, taken) in std::mem::take(&mut self.requests[id].taken) {
             self.grants[index].settled += taken.debited;
@@ -455,6 +499,7 @@ impl Pair {
                 if frozen { self.ledger.freeze(name) } else { self.ledger.thaw(name) }.unwrap();
                 self.model.frozen[wallet] = frozen;
             }
+            Op::Limit { which, amount } => self.limit(which, amount),
             Op::Pass(seconds) => {
                 self.home.pass(seconds);
                 self.model.pass(seconds);
@@ -472,6 +517,30 @@ impl Pair {
                 self.model.grant(0, 1_500_000, 0, self.model.now_us, i64::MAX, false);
             }
         }
+    }
+
+    fn limit(&mut self, which: usize, amount: Option<i64>) {
+        let id = self.model.limits.id(which);
+        let Some(amount) = amount else {
+            if let Some(id) = id {
+                self.ledger.remove_limit(&id).unwrap();
+                self.model.limits.remove(which);
+            }
+            return;
+        };
+        let view = self.ledger.set_limit(crate::limited::new(which, amount, &WALLETS)).unwrap();
+        assert!(id.is_none_or(|id| id == view.id), "another amount of the same limit");
+        let open =
+            self.open_requests().into_iter().filter(|&id| crate::limited::holds(which, self.model.requests[id].wallet));
+        let in_flight: Vec<Load> = open
+            .map(|id| {
+                let request = &self.model.requests[id];
+                let output = if request.running { request.output } else { 1 };
+                let micro = self.model.held(id) + self.model.debited(id);
+                Load { tokens: (request.prompt + output) as i64, micro, requests: 1 }
+            })
+            .collect();
+        self.model.limits.set(which, amount, view.id, self.model.now_us, &in_flight);
     }
 
     fn open_requests(&self) -> Vec<usize> {
@@ -508,6 +577,7 @@ impl Pair {
             Err(LedgerError::Exhausted { needed, balance, .. }) => {
                 Err(Refusal::Exhausted { needed: needed.micro(), balance: balance.micro() })
             }
+            Err(LedgerError::Limited { .. }) => Err(Refusal::Limited),
             Err(other) => panic!("{other}"),
         };
         let expected = self.model.admit(wallet, special, prompt, price);
@@ -580,6 +650,7 @@ impl Pair {
 
     /// What everybody can see is what the model has.
     fn compare(&self) {
+        self.model.limits.compare(&self.ledger);
         for (wallet, name) in WALLETS.iter().enumerate() {
             let view = self.ledger.wallet(name).unwrap();
             assert_eq!(view.balance.micro(), self.model.balance(wallet));

@@ -296,6 +296,7 @@ mod tests {
             text: String::new(),
             finish_reason: tokrun_ledger::FinishReason::Length,
             error: None,
+            limited: None,
             prompt_token_ids: Vec::new(),
             token_ids: Vec::new(),
             logprobs: None,

@@ -1,0 +1,129 @@
+//! What was agreed and moves no money: limits, prices, projects, roles.
+//!
+//! What holds now is a row of a table of its own. Each time such a row is written, its [body](Kind::bodies) goes into
+//! the table `record`, and an entry without postings covers it by its digest. So the rows can be computed from the chain,
+//! and [`check`] finds every one that says something else, is missing, or was never agreed.
+
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
+
+use crate::Result;
+use crate::chain::{self, Draft, Hash};
+use crate::verify::VerifyReport;
+use crate::writer::Tx;
+
+/// A table whose rows are recorded.
+pub(crate) struct Kind {
+    /// Of the entries that say what holds from then on.
+    pub(crate) set: &'static str,
+    /// Of the entries that say that it holds no longer.
+    pub(crate) ended: &'static str,
+    pub(crate) table: &'static str,
+    /// SQL for `seq`, `entry`, `id` and `body`, as JSON, of every row.
+    pub(crate) bodies: &'static str,
+}
+
+/// All of them.
+const KINDS: [&Kind; 1] = [&crate::limits::RECORDED];
+
+/// Whether entries of this kind have no postings.
+pub(crate) fn is_kind(kind: &str) -> bool {
+    KINDS.iter().any(|known| known.set == kind || known.ended == kind)
+}
+
+/// Records a row that was just written.
+pub(crate) fn set(tx: &Tx<'_>, kind: &Kind, seq: i64) -> Result<()> {
+    let sql = format!("SELECT id, body FROM ({}) WHERE seq = ?1", kind.bodies);
+    let (id, body): (String, String) =
+        tx.conn.prepare_cached(&sql)?.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let entry = append(tx, kind.set, &id, &body)?;
+    tx.conn.prepare_cached(&format!("UPDATE {} SET entry = ?2 WHERE seq = ?1", kind.table))?.execute((seq, entry))?;
+    Ok(())
+}
+
+/// Records that what has this id holds no longer; its row is to be deleted.
+pub(crate) fn end(tx: &Tx<'_>, kind: &Kind, id: &str, actor: Option<&str>) -> Result<()> {
+    append(tx, kind.ended, id, &serde_json::json!({ "actor": actor }).to_string()).map(drop)
+}
+
+fn append(tx: &Tx<'_>, kind: &str, id: &str, body: &str) -> Result<i64> {
+    let next = chain::head(tx.conn)?.entry + 1;
+    let draft = Draft {
+        kind,
+        idempotency_key: &format!("{kind}:{id}:{next}"),
+        created_us: tx.now_us,
+        effective_us: tx.now_us,
+        request_id: None,
+        memo_digest: None,
+        subject_digest: Some(digest(kind, id, body)),
+        postings: &[],
+    };
+    let entry = chain::append(tx.conn, &draft)?;
+    tx.conn
+        .prepare_cached("INSERT INTO record (entry, kind, subject, body) VALUES (?1, ?2, ?3, ?4)")?
+        .execute((entry, kind, id, body))?;
+    Ok(entry)
+}
+
+fn digest(kind: &str, id: &str, body: &str) -> Hash {
+    [kind, id, body]
+        .iter()
+        .fold(Sha256::new(), |hash, text| hash.chain_update((text.len() as u64).to_be_bytes()).chain_update(text))
+        .finalize()
+        .into()
+}
+
+/// The records are those of their entries, and the tables say what was recorded last.
+pub(crate) fn check(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    check_records(conn, report)?;
+    KINDS.iter().try_for_each(|kind| check_rows(conn, kind, report))
+}
+
+fn check_records(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "SELECT e.id, e.kind, e.subject_digest, r.kind, r.subject, r.body FROM entry e \
+         LEFT JOIN record r ON r.entry = e.id WHERE r.entry IS NOT NULL OR e.kind IN (SELECT value FROM json_each(?1)) \
+         ORDER BY e.id";
+    let kinds: Vec<&str> = KINDS.iter().flat_map(|kind| [kind.set, kind.ended]).collect();
+    let mut statement = conn.prepare(sql)?;
+    let mut rows = statement.query([serde_json::Value::from(kinds).to_string()])?;
+    while let Some(row) = rows.next()? {
+        let (entry, kind, stored): (i64, String, Option<Vec<u8>>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let record: Option<(String, String, String)> = row
+            .get::<_, Option<_>>(3)?
+            .map(|kind| Ok::<_, rusqlite::Error>((kind, row.get(4)?, row.get(5)?)))
+            .transpose()?;
+        let is_right = record.is_some_and(|(recorded, id, body)| {
+            recorded == kind && stored.is_some_and(|stored| stored == digest(&kind, &id, &body))
+        });
+        if !is_right {
+            report.add(Some(entry), "the record of what was agreed was changed or removed");
+        }
+    }
+    Ok(())
+}
+
+fn check_rows(conn: &Connection, kind: &Kind, report: &mut VerifyReport) -> Result<()> {
+    // The last record of each subject of this kind, beside the row that it describes.
+    let sql = format!(
+        "WITH last AS (SELECT max(entry) AS entry, subject, kind, body FROM record WHERE kind IN (?1, ?2) GROUP BY subject), \
+         agreed AS (SELECT * FROM last WHERE kind = ?1) \
+         SELECT a.entry, coalesce(a.subject, t.id), a.body IS t.body AND a.entry IS t.entry \
+         FROM agreed a FULL JOIN ({}) t ON t.id = a.subject",
+        kind.bodies
+    );
+    let mut statement = conn.prepare(&sql)?;
+    let mut rows = statement.query([kind.set, kind.ended])?;
+    while let Some(row) = rows.next()? {
+        if !row.get::<_, bool>(2)? {
+            let id: String = row.get(1)?;
+            report.add(row.get(0)?, format!("the {} {id} is not as it was agreed", kind.set));
+        }
+    }
+    Ok(())
+}
+
+/// The number of a row, by its id.
+pub(crate) fn find(conn: &Connection, kind: &Kind, id: &str) -> Result<Option<i64>> {
+    let sql = format!("SELECT seq FROM {} WHERE id = ?1", kind.table);
+    Ok(conn.prepare_cached(&sql)?.query_row([id], |row| row.get(0)).optional()?)
+}

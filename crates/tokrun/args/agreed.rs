@@ -1,0 +1,89 @@
+//! Flags of what is agreed beside money.
+
+use clap::{Args, Subcommand, ValueEnum};
+use tokrun_ledger::Credits;
+
+use super::instant_back;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LimitCommand {
+    /// All limits, and what is used of them.
+    List {
+        /// Only those of this wallet.
+        user: Option<String>,
+    },
+    /// Set a limit, or another amount of one.
+    Set(LimitSetArgs),
+    /// Remove a limit.
+    Remove {
+        /// Its id, as `wallet limit list` tells it.
+        id: String,
+    },
+}
+
+/// For requests to which all that is named applies.
+#[derive(Debug, Args)]
+pub(crate) struct LimitSetArgs {
+    /// For this wallet and all that are under it.
+    pub(crate) user: Option<String>,
+    /// For requests with this key.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) key: Option<String>,
+    /// For requests of this project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
+    /// For requests to this model.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) quota: QuotaArgs,
+    /// What it is counted over; requests without it are those that run at once.
+    #[arg(long, value_enum, value_name = "SPAN")]
+    pub(crate) per: Option<Span>,
+    /// At which percentages of it an event is raised.
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', default_values_t = tokrun_ledger::WARN_PERCENT)]
+    pub(crate) warn: Vec<u8>,
+    /// Setting twice under the same key sets once.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct QuotaArgs {
+    /// So many tokens, of prompts and answers.
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens: Option<u64>,
+    /// So many credits.
+    #[arg(long, value_name = "CREDITS")]
+    pub(crate) credits: Option<Credits>,
+    /// So many requests.
+    #[arg(long, value_name = "N")]
+    pub(crate) requests: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Span {
+    Request,
+    Minute,
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Events at or after this instant: a date, an instant, or how long ago (`30d`).
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Go on with those that are still to come, until interrupted.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Post each as JSON to this address, until it answers with a success; what has arrived there is not sent again.
+    #[arg(long, value_name = "URL")]
+    pub(crate) webhook: Option<String>,
+    /// Run this program for each, with the event as JSON on its stdin, until it succeeds; no shell is involved.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "webhook")]
+    pub(crate) command: Option<String>,
+}
