@@ -76,6 +76,44 @@ pub enum LedgerError {
         /// The id asked for.
         id: String,
     },
+    /// No access key has this id or name.
+    #[error("there is no access key `{}`; `tokrun key list` tells their names", shown(id))]
+    UnknownKey {
+        /// The id or name asked for.
+        id: String,
+    },
+    /// The name of a key was used before, for one that may be revoked by now.
+    #[error("there was an access key `{}` already, and the log names it; choose another name", shown(name))]
+    KeyExists {
+        /// The name asked for.
+        name: String,
+    },
+    /// A key that cannot be.
+    #[error("invalid access key: {reason}")]
+    InvalidKey {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Whoever shows this secret may do nothing. The message tells nobody why.
+    #[error("this access key is not valid; ask for another one where you have it from")]
+    KeyRefused {
+        /// Why, for those who keep the ledger.
+        reason: KeyRefusal,
+    },
+    /// A key does not reach so far.
+    #[error("the access key `{}` is not for {what}; use another key", shown(key))]
+    KeyScope {
+        /// The key's name.
+        key: String,
+        /// The wallet, model or project that it is not for.
+        what: String,
+    },
+    /// The operating system gives no random bits.
+    #[error("this system gives no random bits for a key ({reason}); try again, or on another machine")]
+    NoRandomness {
+        /// What it said.
+        reason: String,
+    },
     /// No event has this id.
     #[error("there is no event `{}`; `tokrun events --output json` tells their ids", shown(id))]
     UnknownEvent {
@@ -279,6 +317,19 @@ pub enum LedgerError {
     /// The writer of this ledger is gone.
     #[error("the ledger's writer has stopped; open the ledger again")]
     Closed,
+}
+
+/// Why an access key is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyRefusal {
+    /// No key has this secret.
+    Unknown,
+    /// The key has another secret by now.
+    Replaced,
+    /// The key is revoked.
+    Revoked,
+    /// The key has expired.
+    Expired,
 }
 
 impl LedgerError {

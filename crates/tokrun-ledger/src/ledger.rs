@@ -16,10 +16,11 @@ use crate::watch::Watch;
 use crate::writer::{Cache, Job, Tx, Writer, job};
 use crate::{
     Admission, Admitted, Anchor, Correction, Debit, Debited, Deposit, ExportedEntry, ExportedRequest, Forecast,
-    GrantRequest, GrantView, Health, ImportRow, ImportedRow, LedgerError, NewWallet, RecurringGrant, RecurringView,
-    Refund, Result, Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer, Transferred, UsageQuery,
-    UsageRow, VerifyReport, Vesting, WalletChange, WalletView, admin, anchor, backup, deposit, export, forecast,
-    health, import, query, recurrence, request, reversal, statement, store, transfer, usage, verify, wallets,
+    GrantRequest, GrantView, Health, ImportRow, ImportedRow, KeyView, LedgerError, NewWallet, RecurringGrant,
+    RecurringView, Refund, Result, Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer,
+    Transferred, UsageQuery, UsageRow, VerifyReport, Vesting, WalletChange, WalletView, admin, anchor, backup, deposit,
+    export, forecast, health, import, query, recurrence, request, reversal, statement, store, transfer, usage, verify,
+    wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -33,7 +34,11 @@ const QUEUE_JOBS: usize = 1024;
 ///
 /// Any number of processes, and of `Ledger`s within one, may have the same file open.
 #[derive(Clone)]
-pub struct Ledger(Arc<Inner>);
+pub struct Ledger {
+    inner: Arc<Inner>,
+    /// See [`Ledger::acting_for`].
+    actor: Option<Arc<str>>,
+}
 
 struct Inner {
     place: Place,
@@ -50,9 +55,15 @@ struct WriterHandle {
     thread: JoinHandle<()>,
 }
 
+impl From<Inner> for Ledger {
+    fn from(inner: Inner) -> Ledger {
+        Ledger { inner: Arc::new(inner), actor: None }
+    }
+}
+
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Ledger").field(&self.0.place.file).finish()
+        f.debug_tuple("Ledger").field(&self.inner.place.file).finish()
     }
 }
 
@@ -119,7 +130,7 @@ impl Ledger {
             .spawn(move || writer.run(&queue))
             .map_err(|source| LedgerError::io("start the writer of", &place.file, source))?;
         let writer = Some(WriterHandle { jobs, thread });
-        Ok(Ledger(Arc::new(Inner { place, clock, reader: Mutex::new(Some(reader)), writer, lock: Some(lock) })))
+        Ok(Inner { place, clock, reader: Mutex::new(Some(reader)), writer, lock: Some(lock) }.into())
     }
 
     /// Opens an existing ledger, or a backup, to look at it: on a disk that cannot be written, say. Whatever would write
@@ -136,12 +147,18 @@ impl Ledger {
         let reader = store::open_reader(&place)?;
         drop(turn);
         let clock: Clock = Arc::new(|| Timestamp::now().as_microsecond());
-        Ok(Ledger(Arc::new(Inner { place, clock, reader: Mutex::new(Some(reader)), writer: None, lock })))
+        Ok(Inner { place, clock, reader: Mutex::new(Some(reader)), writer: None, lock }.into())
+    }
+
+    /// The same ledger for what a service does for the owner of a key: what is agreed on through it is recorded with the
+    /// key's id. Whether they [may](crate::Role::may) is for the service to ask.
+    pub fn acting_for(&self, key: &KeyView) -> Ledger {
+        Ledger { inner: Arc::clone(&self.inner), actor: Some(key.id.as_str().into()) }
     }
 
     /// The file, resolved.
     pub fn path(&self) -> &Path {
-        &self.0.place.file
+        &self.inner.place.file
     }
 }
 
@@ -365,7 +382,7 @@ impl Ledger {
     pub fn verify(&self) -> Result<VerifyReport> {
         let report = self.read(|conn, _| verify::verify(conn))?;
         let mark = report.mark();
-        if self.0.writer.is_some() && report.mark_before != mark {
+        if self.inner.writer.is_some() && report.mark_before != mark {
             let marked = self.write(move |tx| admin::set_bad(tx, mark));
             // What was found must be told even if it cannot be written down.
             if report.passed() {
@@ -390,7 +407,7 @@ impl Ledger {
 
     /// Copies the ledger, consistent and durable, to a file that does not exist yet.
     pub fn backup(&self, to: &Path) -> Result<()> {
-        let reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = self.inner.reader.lock().unwrap_or_else(PoisonError::into_inner);
         backup::backup(reader.as_ref().ok_or(LedgerError::Closed)?, to)
     }
 
@@ -403,8 +420,8 @@ impl Ledger {
 impl Ledger {
     /// As [`Ledger::write`], for the owner of the file alone.
     fn administer<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
-        if self.0.writer.is_some() {
-            self.0.place.require_owner()?;
+        if self.inner.writer.is_some() {
+            self.inner.place.require_owner()?;
         }
         self.write(work)
     }
@@ -412,25 +429,32 @@ impl Ledger {
     /// Does `work` on the writer thread and waits until it is durable.
     fn write<T: Send + 'static>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static) -> Result<T> {
         let (reply, answer): (_, Receiver<Result<T>>) = mpsc::sync_channel(1);
+        let actor = self.actor.clone();
+        let work = move |tx: &mut Tx<'_>| {
+            tx.actor = actor;
+            let outcome = work(tx);
+            tx.actor = None;
+            outcome
+        };
         // Nobody hears the answer only if the caller's thread is gone.
         self.queue(job(work, move |outcome| drop(reply.send(outcome))));
         answer.recv().unwrap_or(Err(LedgerError::Closed))
     }
 
     fn queue(&self, job: Job) {
-        match &self.0.writer {
+        match &self.inner.writer {
             // A job that cannot be sent is dropped, and answers that the writer is gone.
             Some(writer) => drop(writer.jobs.send(job)),
-            None => job(Err(LedgerError::ReadOnly { path: self.0.place.file.clone() }))(Ok(())),
+            None => job(Err(LedgerError::ReadOnly { path: self.inner.place.file.clone() }))(Ok(())),
         }
     }
 
     /// Reads one consistent state.
     fn read<T>(&self, work: impl FnOnce(&Connection, i64) -> Result<T>) -> Result<T> {
-        let reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = self.inner.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let conn = reader.as_ref().ok_or(LedgerError::Closed)?;
         let transaction = conn.unchecked_transaction()?;
-        work(&transaction, (self.0.clock)())
+        work(&transaction, (self.inner.clock)())
     }
 }
 
@@ -451,6 +475,7 @@ impl Drop for Inner {
 }
 
 mod agreed;
+mod people;
 
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@
 //! - Limits (`limits`) are counted in the same transactions; a request ends, or does not begin, at whatever ends first. What
 //!   was agreed and moves no money is recorded in the chain as well (`record`), and what crosses a threshold leaves an
 //!   event (`events`).
+//! - Access keys (`keys`) say for which wallet, in which role (`role`) and for what somebody acts; who acted is recorded.
 //! - What is in flight is taken out of its grants at once, so that no two requests, in whatever processes, can spend the
 //!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
 //! - A settled request is one immutable entry and one row of the log (`request`, `chain`). Entries are double: over all
@@ -114,6 +115,7 @@ mod funds;
 mod health;
 mod histogram;
 mod import;
+mod keys;
 mod ledger;
 mod limits;
 mod open_request;
@@ -125,6 +127,7 @@ mod recover;
 mod recurrence;
 mod request;
 mod reversal;
+mod role;
 mod statement;
 mod store;
 mod terms;
@@ -142,17 +145,19 @@ pub use anchor::Anchor;
 pub use calendar::Period;
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};
 pub use deposit::{Deposit, Share};
-pub use error::{LedgerError, Result};
+pub use error::{KeyRefusal, LedgerError, Result};
 pub use events::EventView;
 pub use export::{ExportedEntry, ExportedPosting, ExportedRequest};
 pub use forecast::Forecast;
 pub use health::{Health, fsync_probe_us};
 pub use histogram::LatencyHistogram;
 pub use import::{ImportGrant, ImportRow, ImportedChange, ImportedRow};
+pub use keys::{CreatedKey, KeyView, NewKey, is_key_secret};
 pub use ledger::{Clock, Ledger};
 pub use limits::{LimitReached, LimitScope, LimitSpan, LimitView, NewLimit, Quota, WARN_PERCENT};
 pub use recurrence::{RecurringGrant, RecurringView};
 pub use reversal::{Correction, Refund, Reversed};
+pub use role::{Action, Role};
 pub use statement::{Spending, Spent, Statement, StatementKind, StatementLine, StatementQuery, StatementRequest};
 pub use terms::{CreditValue, GrantClass, GrantTerms, ModelScope, Vesting};
 pub use transfer::{Transfer, Transferred};

@@ -17,16 +17,13 @@ use uuid::Uuid;
 use crate::admin::{arguments_hash, earlier, remember, require_wallet};
 use crate::calendar::Period;
 use crate::record::{self, Kind};
-use crate::text::is_invisible;
+use crate::text::is_name;
 use crate::writer::Tx;
 use crate::{Credits, LedgerError, Result, query};
 
 mod counter;
 
 pub(crate) use counter::{Counter, Crossing, Guards, Load};
-
-/// Names of keys, projects and models are no longer.
-const NAME_CHARS_MAX: usize = 128;
 
 /// At which percentages somebody should hear of it, if nothing else is said.
 pub const WARN_PERCENT: [u8; 3] = [50, 80, 100];
@@ -259,7 +256,7 @@ fn described(scope: &LimitScope, measure: Measure, span: LimitSpan, amount: i64)
 /// The rows of the table, as they are recorded.
 pub(crate) const RECORDED: Kind = Kind {
     set: "limit",
-    ended: "limit_end",
+    ended: Some("limit_end"),
     table: "quota",
     bodies: "SELECT q.seq, q.entry, q.id, json_object('wallet', a.id, 'key', q.access_key, 'project', q.project, \
          'model', q.model, 'measure', q.measure, 'span', q.span, 'amount', q.amount, 'warn', json(q.warn)) AS body \
@@ -326,9 +323,7 @@ fn check(new: &NewLimit) -> Result<(Measure, i64)> {
     if new.scope.wallet.is_none() && names.iter().all(|name| name.is_none()) {
         return Err(invalid("it says of no wallet, key, project or model that it is theirs; name one"));
     }
-    let is_name =
-        |name: &String| !name.is_empty() && name.chars().count() <= NAME_CHARS_MAX && !name.chars().any(is_invisible);
-    if !names.into_iter().flatten().all(is_name) {
+    if !names.into_iter().flatten().all(|name| is_name(name)) {
         return Err(invalid("a name in it is empty, longer than 128 characters, or has some that cannot be seen"));
     }
     if new.warn.iter().any(|percent| !(1..=100).contains(percent)) {
@@ -380,7 +375,7 @@ fn count_in_flight(tx: &Tx<'_>, seq: i64) -> Result<()> {
 pub(crate) fn remove(tx: &mut Tx<'_>, id: &str) -> Result<()> {
     tx.check_good()?;
     let seq = record::find(tx.conn, &RECORDED, id)?.ok_or_else(|| LedgerError::UnknownLimit { id: id.to_owned() })?;
-    record::end(tx, &RECORDED, id, None)?;
+    record::end(tx, &RECORDED, id)?;
     tx.conn.prepare_cached("DELETE FROM quota_use WHERE quota = ?1")?.execute([seq])?;
     tx.conn.prepare_cached("DELETE FROM quota WHERE seq = ?1")?.execute([seq])?;
     tx.limits_changed()

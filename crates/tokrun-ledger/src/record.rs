@@ -1,7 +1,7 @@
-//! What was agreed and moves no money: limits, prices, projects, roles.
+//! What was agreed and moves no money: limits, prices, keys.
 //!
 //! What holds now is a row of a table of its own. Each time such a row is written, its [body](Kind::bodies) goes into
-//! the table `record`, and an entry without postings covers it by its digest. So the rows can be computed from the chain,
+//! the table `record`, and an entry without postings covers it by its digest, together with who acted if a service acted for somebody. So the rows can be computed from the chain,
 //! and [`check`] finds every one that says something else, is missing, or was never agreed.
 
 use rusqlite::{Connection, OptionalExtension};
@@ -16,19 +16,19 @@ use crate::writer::Tx;
 pub(crate) struct Kind {
     /// Of the entries that say what holds from then on.
     pub(crate) set: &'static str,
-    /// Of the entries that say that it holds no longer.
-    pub(crate) ended: &'static str,
+    /// Of the entries that say that it holds no longer, if its rows are ever deleted.
+    pub(crate) ended: Option<&'static str>,
     pub(crate) table: &'static str,
     /// SQL for `seq`, `entry`, `id` and `body`, as JSON, of every row.
     pub(crate) bodies: &'static str,
 }
 
 /// All of them.
-const KINDS: [&Kind; 1] = [&crate::limits::RECORDED];
+const KINDS: [&Kind; 2] = [&crate::limits::RECORDED, &crate::keys::RECORDED];
 
 /// Whether entries of this kind have no postings.
 pub(crate) fn is_kind(kind: &str) -> bool {
-    KINDS.iter().any(|known| known.set == kind || known.ended == kind)
+    KINDS.iter().any(|known| known.set == kind || known.ended == Some(kind))
 }
 
 /// Records a row that was just written.
@@ -42,8 +42,8 @@ pub(crate) fn set(tx: &Tx<'_>, kind: &Kind, seq: i64) -> Result<()> {
 }
 
 /// Records that what has this id holds no longer; its row is to be deleted.
-pub(crate) fn end(tx: &Tx<'_>, kind: &Kind, id: &str, actor: Option<&str>) -> Result<()> {
-    append(tx, kind.ended, id, &serde_json::json!({ "actor": actor }).to_string()).map(drop)
+pub(crate) fn end(tx: &Tx<'_>, kind: &Kind, id: &str) -> Result<()> {
+    append(tx, kind.ended.expect("what is deleted can end"), id, "{}").map(drop)
 }
 
 fn append(tx: &Tx<'_>, kind: &str, id: &str, body: &str) -> Result<i64> {
@@ -55,19 +55,20 @@ fn append(tx: &Tx<'_>, kind: &str, id: &str, body: &str) -> Result<i64> {
         effective_us: tx.now_us,
         request_id: None,
         memo_digest: None,
-        subject_digest: Some(digest(kind, id, body)),
+        subject_digest: Some(digest(kind, id, body, tx.actor.as_deref())),
         postings: &[],
     };
     let entry = chain::append(tx.conn, &draft)?;
     tx.conn
-        .prepare_cached("INSERT INTO record (entry, kind, subject, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((entry, kind, id, body))?;
+        .prepare_cached("INSERT INTO record (entry, kind, subject, body, actor) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute((entry, kind, id, body, tx.actor.as_deref()))?;
     Ok(entry)
 }
 
-fn digest(kind: &str, id: &str, body: &str) -> Hash {
-    [kind, id, body]
-        .iter()
+fn digest(kind: &str, id: &str, body: &str, actor: Option<&str>) -> Hash {
+    [Some(kind), Some(id), Some(body), actor]
+        .into_iter()
+        .flatten()
         .fold(Sha256::new(), |hash, text| hash.chain_update((text.len() as u64).to_be_bytes()).chain_update(text))
         .finalize()
         .into()
@@ -80,20 +81,20 @@ pub(crate) fn check(conn: &Connection, report: &mut VerifyReport) -> Result<()> 
 }
 
 fn check_records(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    let sql = "SELECT e.id, e.kind, e.subject_digest, r.kind, r.subject, r.body FROM entry e \
+    let sql = "SELECT e.id, e.kind, e.subject_digest, r.kind, r.subject, r.body, r.actor FROM entry e \
          LEFT JOIN record r ON r.entry = e.id WHERE r.entry IS NOT NULL OR e.kind IN (SELECT value FROM json_each(?1)) \
          ORDER BY e.id";
-    let kinds: Vec<&str> = KINDS.iter().flat_map(|kind| [kind.set, kind.ended]).collect();
+    let kinds: Vec<&str> = KINDS.iter().flat_map(|kind| [Some(kind.set), kind.ended]).flatten().collect();
     let mut statement = conn.prepare(sql)?;
     let mut rows = statement.query([serde_json::Value::from(kinds).to_string()])?;
     while let Some(row) = rows.next()? {
         let (entry, kind, stored): (i64, String, Option<Vec<u8>>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let record: Option<(String, String, String)> = row
+        let record: Option<(String, String, String, Option<String>)> = row
             .get::<_, Option<_>>(3)?
-            .map(|kind| Ok::<_, rusqlite::Error>((kind, row.get(4)?, row.get(5)?)))
+            .map(|kind| Ok::<_, rusqlite::Error>((kind, row.get(4)?, row.get(5)?, row.get(6)?)))
             .transpose()?;
-        let is_right = record.is_some_and(|(recorded, id, body)| {
-            recorded == kind && stored.is_some_and(|stored| stored == digest(&kind, &id, &body))
+        let is_right = record.is_some_and(|(recorded, id, body, actor)| {
+            recorded == kind && stored.is_some_and(|stored| stored == digest(&kind, &id, &body, actor.as_deref()))
         });
         if !is_right {
             report.add(Some(entry), "the record of what was agreed was changed or removed");
@@ -112,7 +113,7 @@ fn check_rows(conn: &Connection, kind: &Kind, report: &mut VerifyReport) -> Resu
         kind.bodies
     );
     let mut statement = conn.prepare(&sql)?;
-    let mut rows = statement.query([kind.set, kind.ended])?;
+    let mut rows = statement.query((kind.set, kind.ended))?;
     while let Some(row) = rows.next()? {
         if !row.get::<_, bool>(2)? {
             let id: String = row.get(1)?;

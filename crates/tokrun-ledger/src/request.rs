@@ -9,7 +9,7 @@ use crate::open_request::OpenRequest;
 use crate::writer::Tx;
 use crate::{
     Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Result,
-    Settled, Settlement, admin, tree,
+    Settled, Settlement, admin, keys, tree,
 };
 
 /// More than any project name or set of tags needs, so that a log row stays a row.
@@ -62,6 +62,7 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
         return Err(LedgerError::DuplicateRequest { id: admission.request_id.clone() });
     }
     let (wallet, wallet_created) = admin::wallet_for(tx, admission)?;
+    let admission = &*keys::admit(tx, admission)?;
     let path = tree::path(tx.conn, wallet.seq)?;
     if let Some(frozen) = path.iter().find(|node| node.frozen) {
         return Err(LedgerError::Frozen { name: frozen.name.clone() });

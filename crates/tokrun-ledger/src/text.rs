@@ -29,6 +29,14 @@ pub(crate) fn is_invisible(character: char) -> bool {
         )
 }
 
+/// Names of keys, projects and models are no longer.
+const NAME_CHARS_MAX: usize = 128;
+
+/// Whether a text can name a key, a project or a model.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().count() <= NAME_CHARS_MAX && !text.chars().any(is_invisible)
+}
+
 /// A text as messages show it: what is invisible is escaped.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

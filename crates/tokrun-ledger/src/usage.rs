@@ -1,4 +1,4 @@
-//! What was used, by user, model or day, with percentiles from merged histograms.
+//! What was used, by user, model, project, key or day, with percentiles from merged histograms.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,10 @@ pub enum UsageBy {
     User,
     /// By the name of the model.
     Model,
+    /// By the project; nothing for requests of none.
+    Project,
+    /// By the name of the key that they came with; nothing for requests without one.
+    Key,
     /// By the day on which requests ended, as `YYYY-MM-DD`.
     Day {
         /// Where a day begins.
@@ -44,7 +48,7 @@ pub enum UsageBy {
 /// The usage of one group: settled requests only.
 #[derive(Debug, Clone, Serialize)]
 pub struct UsageRow {
-    /// The user, model or day.
+    /// The user, model, project, key or day.
     pub key: String,
     /// Settled requests.
     pub requests: u64,
@@ -96,6 +100,8 @@ pub(crate) fn usage(conn: &Connection, query: &UsageQuery) -> Result<Vec<UsageRo
     let key = match query.by {
         UsageBy::User => "coalesce(n.name, a.id)",
         UsageBy::Model => "r.model",
+        UsageBy::Project => "coalesce(r.project, '')",
+        UsageBy::Key => "coalesce(r.access_key, '')",
         UsageBy::Day { .. } => "''",
     };
     let sql = format!(
@@ -111,7 +117,7 @@ pub(crate) fn usage(conn: &Connection, query: &UsageQuery) -> Result<Vec<UsageRo
     while let Some(row) = rows.next()? {
         let key = match &query.by {
             UsageBy::Day { time_zone } => day(row.get(1)?, time_zone),
-            UsageBy::User | UsageBy::Model => row.get(0)?,
+            _ => row.get(0)?,
         };
         groups.entry(key).or_default().add(row)?;
     }

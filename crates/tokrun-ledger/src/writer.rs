@@ -83,6 +83,8 @@ pub(crate) struct Tx<'a> {
     /// This process in the rows of its requests.
     pub(crate) owner: &'a str,
     pub(crate) cache: &'a mut Cache,
+    /// For whom the job acts, if not for the owner of the file: the id of a key.
+    pub(crate) actor: Option<Arc<str>>,
     /// Why this transaction cannot be committed any more.
     failed: Option<LedgerError>,
 }
@@ -340,6 +342,7 @@ impl Writer {
             now_us: (self.clock)(),
             owner: &self.run_lock.owner,
             cache: &mut self.cache,
+            actor: None,
             failed: None,
         };
         tx.failed = begun.and_then(|()| tx.refresh()).err();

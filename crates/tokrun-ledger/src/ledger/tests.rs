@@ -66,7 +66,7 @@ fn a_full_database_refuses_and_recovers() {
 
 /// Holds the writer's turn, as another process would, so that what is queued meanwhile becomes one transaction.
 fn in_one_batch(ledger: &Ledger, queue: impl FnOnce()) {
-    let lock = WriteLock::open(&ledger.0.place).unwrap();
+    let lock = WriteLock::open(&ledger.inner.place).unwrap();
     let turn = lock.hold().unwrap();
     // The writer takes this one out of the queue and waits with it for its turn.
     ledger.queue(job(|_| Ok(()), drop));

@@ -272,7 +272,7 @@ fn a_limit_that_somebody_raised_behind_the_ledger_is_found() {
         "UPDATE record SET body = replace(body, '30', '99')",
         "DELETE FROM quota_use; DELETE FROM quota",
         "PRAGMA foreign_keys = OFF; DELETE FROM record WHERE kind = 'limit'",
-        "INSERT INTO record SELECT entry + 1, kind, subject, body FROM record ORDER BY entry DESC LIMIT 1",
+        "INSERT INTO record SELECT entry + 1, kind, subject, body, actor FROM record ORDER BY entry DESC LIMIT 1",
         "INSERT INTO quota SELECT seq + 1, id || 'x', entry, wallet, access_key, project, 'm', measure, span, 1, warn FROM quota",
     ] {
         let home = Home::new();
