@@ -12,8 +12,8 @@ use crate::recurrence::{self, Recurrence};
 use crate::text::is_invisible;
 use crate::writer::Tx;
 use crate::{
-    Admission, GrantKind, GrantRequest, GrantTerms, GrantView, LedgerError, Result, Vesting, WalletView, audit, query,
-    tree,
+    Admission, GrantKind, GrantRequest, GrantTerms, GrantView, LedgerError, Result, Vesting, WalletView, audit,
+    closing, query, tree,
 };
 
 /// Long enough for any account name or mail address.
@@ -73,6 +73,7 @@ pub(crate) fn grant(tx: &mut Tx<'_>, request: &GrantRequest) -> Result<GrantView
     let seq = match earlier(tx.conn, key, &arguments)? {
         Some(id) => seq_of(tx.conn, "SELECT seq FROM allowance WHERE id = ?1", &id)?,
         None => {
+            refuse_closed(tx.conn, wallet.seq, &request.wallet)?;
             let grant = NewGrant {
                 kind: GrantKind::Grant,
                 amount: request.amount.micro(),
@@ -102,6 +103,7 @@ pub(crate) fn grant_vesting(tx: &mut Tx<'_>, request: &GrantRequest, vesting: Ve
     let id = match earlier(tx.conn, key, &arguments)? {
         Some(id) => id,
         None => {
+            refuse_closed(tx.conn, wallet.seq, &request.wallet)?;
             let id = Uuid::now_v7().to_string();
             insert_parts(tx, &wallet, &id, request, vesting)?;
             activate(tx, wallet.seq)?;
@@ -156,9 +158,14 @@ fn grant_arguments(request: &GrantRequest, wallet: &Wallet, what: &str, how: &st
 }
 
 /// Freezes or thaws: a frozen wallet admits nothing, what runs may end.
-pub(crate) fn set_frozen(tx: &mut Tx<'_>, name: &str, frozen: bool) -> Result<WalletView> {
+pub(crate) fn set_frozen(tx: &mut Tx<'_>, name: &str, frozen: bool, key: Option<&str>) -> Result<WalletView> {
     let wallet = require_wallet(tx.conn, name)?;
-    tx.conn.execute("UPDATE wallet SET frozen = ?2 WHERE seq = ?1", (wallet.seq, frozen))?;
+    let arguments = arguments_hash(&[if frozen { "freeze" } else { "thaw" }, &wallet.id]);
+    if earlier(tx.conn, key, &arguments)?.is_none() {
+        refuse_closed(tx.conn, wallet.seq, name)?;
+        tx.conn.execute("UPDATE wallet SET frozen = ?2 WHERE seq = ?1", (wallet.seq, frozen))?;
+        remember(tx.conn, key, &arguments, &wallet.id)?;
+    }
     query::wallet_view(tx.conn, wallet.seq, tx.now_us)
 }
 
@@ -179,6 +186,14 @@ pub(crate) fn set_bad(tx: &mut Tx<'_>, reason: Option<String>) -> Result<()> {
 /// The wallet of a name that must exist.
 pub(crate) fn require_wallet(conn: &Connection, name: &str) -> Result<Wallet> {
     find_wallet(conn, name)?.ok_or_else(|| LedgerError::UnknownWallet { name: name.to_owned() })
+}
+
+/// Refuses a wallet that was closed.
+pub(crate) fn refuse_closed(conn: &Connection, wallet: i64, name: &str) -> Result<()> {
+    match closing::rest_of(conn, wallet)? {
+        Some(_) => Err(LedgerError::WalletClosed { name: name.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 /// The wallet of a name, if there is one.

@@ -96,7 +96,8 @@ pub(crate) fn deposit(tx: &mut Tx<'_>, deposit: &Deposit) -> Result<Vec<Share>> 
 /// The names of the members and their weights, by name.
 fn members(tx: &Tx<'_>, wallet: i64, deposit: &Deposit) -> Result<Vec<(String, u32)>> {
     let invalid = |reason: String| Err(LedgerError::InvalidWallet { name: deposit.wallet.clone(), reason });
-    let sql = "SELECT n.name FROM wallet w JOIN wallet_name n ON n.wallet = w.seq WHERE w.parent = ?1 ORDER BY n.name";
+    let sql = "SELECT n.name FROM wallet w JOIN wallet_name n ON n.wallet = w.seq WHERE w.parent = ?1 \
+         AND w.seq NOT IN (SELECT wallet FROM closure) ORDER BY n.name";
     let mut statement = tx.conn.prepare_cached(sql)?;
     let names: Vec<String> = statement.query_map([wallet], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     for (index, (named, _)) in deposit.weights.iter().enumerate() {

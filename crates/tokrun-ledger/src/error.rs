@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::ErrorCode;
 
 use crate::text::shown;
-use crate::{Credits, LimitReached};
+use crate::{AskState, Credits, LimitReached};
 
 /// The result of a ledger operation.
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
@@ -49,6 +49,12 @@ pub enum LedgerError {
     #[error("the wallet `{0}` is frozen; `tokrun wallet thaw {0}` lets it spend again", shown(name))]
     Frozen {
         /// The frozen one.
+        name: String,
+    },
+    /// The wallet was closed, for good.
+    #[error("the wallet `{}` is closed; use another one", shown(name))]
+    WalletClosed {
+        /// The closed one.
         name: String,
     },
     /// The allowance does not cover the prompt and one output token.
@@ -113,6 +119,20 @@ pub enum LedgerError {
     NoRandomness {
         /// What it said.
         reason: String,
+    },
+    /// Nobody asked for an allowance under this id.
+    #[error("there is no request for an allowance `{}`; `tokrun wallet requests` tells their ids", shown(id))]
+    UnknownAsk {
+        /// The id asked for.
+        id: String,
+    },
+    /// It was answered before.
+    #[error("the request for an allowance `{}` was {state} already; ask again", shown(id))]
+    Answered {
+        /// Its id.
+        id: String,
+        /// How.
+        state: AskState,
     },
     /// No event has this id.
     #[error("there is no event `{}`; `tokrun events --output json` tells their ids", shown(id))]

@@ -1,4 +1,5 @@
-//! What somebody should hear of, once: thresholds of limits and of the grants of a period.
+//! What somebody should hear of, once: thresholds of limits and of the grants of a period, and what was
+//! asked for and answered.
 //!
 //! An event is written in the transaction that makes it true, under an id that stays: once a window, over any number of
 //! processes and crashes. Delivering it is somebody else's work, later, and never keeps a debit waiting: what came of
@@ -28,7 +29,7 @@ pub struct EventView {
     pub number: i64,
     /// Opaque, the same wherever and however often it is delivered.
     pub id: String,
-    /// `limit_threshold` or `grant_threshold`.
+    /// `limit_threshold`, `grant_threshold`, `allowance_request` or `allowance_answer`.
     pub kind: String,
     /// When it happened.
     pub created: Timestamp,
@@ -68,7 +69,7 @@ pub(crate) fn of_grant(conn: &Connection, now_us: i64, grant: i64, percent: u8) 
     write(conn, "grant_threshold", now_us, &data)
 }
 
-fn write(conn: &Connection, kind: &str, now_us: i64, data: &Value) -> Result<()> {
+pub(crate) fn write(conn: &Connection, kind: &str, now_us: i64, data: &Value) -> Result<()> {
     let sql = "INSERT INTO event (id, kind, created_us, body) VALUES (?1, ?2, ?3, ?4)";
     conn.prepare_cached(sql)?.execute((Uuid::now_v7().to_string(), kind, now_us, data.to_string()))?;
     Ok(())

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admin::{arguments_hash, earlier, remember, require_wallet};
+use crate::admin::{arguments_hash, earlier, refuse_closed, remember, require_wallet};
 use crate::chain::Hash;
 use crate::record::{self, Kind};
 use crate::text::{is_name, shown};
@@ -135,6 +135,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, new: &NewKey) -> Result<CreatedKey> {
     if let Some(id) = earlier(tx.conn, key, &arguments)? {
         return Ok(CreatedKey { view: find(tx.conn, &id)?, secret: None });
     }
+    refuse_closed(tx.conn, wallet.seq, &new.wallet)?;
     check(tx, new)?;
     let id = Uuid::now_v7().to_string();
     // The entry follows in the same transaction.
@@ -230,6 +231,13 @@ pub(crate) fn list(conn: &Connection, wallet: Option<&str>) -> Result<Vec<KeyVie
         keys.push(view(row)?);
     }
     Ok(keys)
+}
+
+/// The ids of a wallet's keys that are not revoked.
+pub(crate) fn of_wallet(conn: &Connection, wallet: i64) -> Result<Vec<String>> {
+    let sql = "SELECT id FROM access_key WHERE wallet = ?1 AND revoked_us IS NULL ORDER BY seq";
+    let mut statement = conn.prepare_cached(sql)?;
+    Ok(statement.query_map([wallet], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
 /// The key that a secret is of. Whatever is wrong with it, the same is looked up, and the same is answered.

@@ -219,7 +219,7 @@ impl Ledger {
         self.administer(move |tx| wallets::create(tx, &wallet))
     }
 
-    /// Changes a wallet's terms, all that are named or none.
+    /// Changes a wallet's terms, all that are named or none. With an idempotency key, repeating it changes nothing more.
     ///
     /// # Errors
     /// [`LedgerError::InvalidWallet`] says which of them cannot be.
@@ -297,16 +297,17 @@ impl Ledger {
         self.administer(move |tx| admin::void(tx, &id))
     }
 
-    /// Refuses new requests of the wallet, and of all under it, from now on; what runs may end.
-    pub fn freeze(&self, name: &str) -> Result<WalletView> {
+    /// Refuses new requests of the wallet, and of all under it, from now on; what runs may end. With an idempotency key,
+    /// repeating it freezes nothing that was thawed meanwhile.
+    pub fn freeze(&self, name: &str, idempotency_key: Option<String>) -> Result<WalletView> {
         let name = name.to_owned();
-        self.administer(move |tx| admin::set_frozen(tx, &name, true))
+        self.administer(move |tx| admin::set_frozen(tx, &name, true, idempotency_key.as_deref()))
     }
 
-    /// Lets a frozen wallet spend again.
-    pub fn thaw(&self, name: &str) -> Result<WalletView> {
+    /// Lets a frozen wallet spend again. With an idempotency key, repeating it thaws nothing that was frozen meanwhile.
+    pub fn thaw(&self, name: &str, idempotency_key: Option<String>) -> Result<WalletView> {
         let name = name.to_owned();
-        self.administer(move |tx| admin::set_frozen(tx, &name, false))
+        self.administer(move |tx| admin::set_frozen(tx, &name, false, idempotency_key.as_deref()))
     }
 
     /// Marks the ledger as a service's, in which no starter grant creates a wallet.

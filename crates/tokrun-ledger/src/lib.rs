@@ -16,6 +16,8 @@
 //! - Limits (`limits`) are counted in the same transactions; a request ends, or does not begin, at whatever ends first. What
 //!   was agreed and moves no money is recorded in the chain as well (`record`), and what crosses a threshold leaves an
 //!   event (`events`).
+//! - What somebody asks for is granted once (`asks`). A part of a wallet can be delegated (`delegation`), and goes back to the
+//!   grants that it came from; a wallet can be closed (`closing`), and what comes back to it later goes where its rest went.
 //! - Access keys (`keys`) say for which wallet, in which role (`role`) and for what somebody acts; who acted is recorded.
 //! - What is in flight is taken out of its grants at once, so that no two requests, in whatever processes, can spend the
 //!   same credit: `entries - in flight = balance = live grants - overdraft used`, per grant and per wallet (`purse`, `open_request`).
@@ -101,11 +103,14 @@
 
 mod admin;
 mod anchor;
+mod asks;
 mod audit;
 mod backup;
 mod calendar;
 mod chain;
+mod closing;
 mod credits;
+mod delegation;
 mod deposit;
 mod error;
 mod events;
@@ -142,8 +147,11 @@ mod watch;
 mod writer;
 
 pub use anchor::Anchor;
+pub use asks::{Approval, AskState, AskView, NewAsk};
 pub use calendar::Period;
+pub use closing::Closing;
 pub use credits::{Credits, MICRO, ParseCreditsError, Price};
+pub use delegation::{Delegate, Delegation};
 pub use deposit::{Deposit, Share};
 pub use error::{KeyRefusal, LedgerError, Result};
 pub use events::EventView;

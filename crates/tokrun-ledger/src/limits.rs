@@ -371,13 +371,18 @@ fn count_in_flight(tx: &Tx<'_>, seq: i64) -> Result<()> {
     Ok(())
 }
 
-/// Removes a limit. Again: there is none of this id.
-pub(crate) fn remove(tx: &mut Tx<'_>, id: &str) -> Result<()> {
+/// Removes a limit. Again, without the key: there is none of this id.
+pub(crate) fn remove(tx: &mut Tx<'_>, id: &str, key: Option<&str>) -> Result<()> {
     tx.check_good()?;
+    let arguments = arguments_hash(&["limit removal", id]);
+    if earlier(tx.conn, key, &arguments)?.is_some() {
+        return Ok(());
+    }
     let seq = record::find(tx.conn, &RECORDED, id)?.ok_or_else(|| LedgerError::UnknownLimit { id: id.to_owned() })?;
     record::end(tx, &RECORDED, id)?;
     tx.conn.prepare_cached("DELETE FROM quota_use WHERE quota = ?1")?.execute([seq])?;
     tx.conn.prepare_cached("DELETE FROM quota WHERE seq = ?1")?.execute([seq])?;
+    remember(tx.conn, key, &arguments, id)?;
     tx.limits_changed()
 }
 

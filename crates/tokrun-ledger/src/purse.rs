@@ -46,7 +46,7 @@ impl Grant {
         self.expires_us.is_some_and(|expires_us| expires_us <= now_us)
     }
 
-    fn is_live(&self, now_us: i64) -> bool {
+    pub(crate) fn is_live(&self, now_us: i64) -> bool {
         self.active && !self.voided && self.effective_us <= now_us && !self.is_expired(now_us)
     }
 

@@ -6,7 +6,10 @@ use rusqlite::Connection;
 use crate::funds::Funds;
 use crate::purse::{BURN_ORDER, GRANT_COLUMNS, Grant, Purse};
 use crate::recurrence::Recurrence;
-use crate::{Credits, DrawTerms, GrantState, GrantView, LedgerError, Result, WalletKind, WalletView, admin, tree};
+use crate::{
+    Credits, DrawTerms, GrantState, GrantView, LedgerError, Result, WalletKind, WalletView, admin, closing, delegation,
+    tree,
+};
 
 /// Every wallet, by name.
 pub(crate) fn wallets(conn: &Connection, now_us: i64) -> Result<Vec<WalletView>> {
@@ -73,6 +76,8 @@ pub(crate) fn wallet_view(conn: &Connection, wallet: i64, now_us: i64) -> Result
         in_flight: Credits::from_micro(in_flight),
         recurring: own.recurrences.iter().map(Recurrence::view).filter(|view| view.next.is_some()).collect(),
         frozen: path.iter().any(|node| node.frozen),
+        closed: closing::closed(conn, wallet)?,
+        delegation: delegation::of_wallet(conn, wallet)?,
         created: timestamp(created_us),
         grants,
     })

@@ -1,4 +1,4 @@
-//! What was agreed and moves no money: limits, prices, keys.
+//! What was agreed and moves no money: limits, keys, what was asked for, delegations, closures.
 //!
 //! What holds now is a row of a table of its own. Each time such a row is written, its [body](Kind::bodies) goes into
 //! the table `record`, and an entry without postings covers it by its digest, together with who acted if a service acted for somebody. So the rows can be computed from the chain,
@@ -6,6 +6,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::Result;
 use crate::chain::{self, Draft, Hash};
@@ -24,7 +25,13 @@ pub(crate) struct Kind {
 }
 
 /// All of them.
-const KINDS: [&Kind; 2] = [&crate::limits::RECORDED, &crate::keys::RECORDED];
+const KINDS: [&Kind; 5] = [
+    &crate::limits::RECORDED,
+    &crate::keys::RECORDED,
+    &crate::asks::RECORDED,
+    &crate::delegation::RECORDED,
+    &crate::closing::RECORDED,
+];
 
 /// Whether entries of this kind have no postings.
 pub(crate) fn is_kind(kind: &str) -> bool {
@@ -74,9 +81,20 @@ fn digest(kind: &str, id: &str, body: &str, actor: Option<&str>) -> Hash {
         .into()
 }
 
+/// Keeps what somebody wrote, apart from what is hashed. Returns the digest by which a row names it.
+pub(crate) fn note(tx: &Tx<'_>, text: Option<&str>) -> Result<Option<Hash>> {
+    let Some(text) = text else { return Ok(None) };
+    let salt = *Uuid::new_v4().as_bytes();
+    let digest = chain::salted(&salt, text);
+    let sql = "INSERT INTO note (digest, salt, text) VALUES (?1, ?2, ?3)";
+    tx.conn.prepare_cached(sql)?.execute((digest, salt, text))?;
+    Ok(Some(digest))
+}
+
 /// The records are those of their entries, and the tables say what was recorded last.
 pub(crate) fn check(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     check_records(conn, report)?;
+    check_notes(conn, report)?;
     KINDS.iter().try_for_each(|kind| check_rows(conn, kind, report))
 }
 
@@ -98,6 +116,18 @@ fn check_records(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
         });
         if !is_right {
             report.add(Some(entry), "the record of what was agreed was changed or removed");
+        }
+    }
+    Ok(())
+}
+
+fn check_notes(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let mut statement = conn.prepare("SELECT digest, salt, text FROM note")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (digest, salt, text): (Hash, Vec<u8>, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if digest != chain::salted(&salt, &text) {
+            report.add(None, "a reason that somebody wrote was changed");
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admin::{arguments_hash, check_countable, check_memo, earlier, remember, require_wallet};
+use crate::admin::{arguments_hash, check_countable, check_memo, earlier, refuse_closed, remember, require_wallet};
 use crate::calendar::{Period, date_at, next_us};
 use crate::writer::Tx;
 use crate::{Credits, GrantTerms, LedgerError, Result, query, tree};
@@ -211,6 +211,7 @@ pub(crate) fn grant_every(tx: &mut Tx<'_>, request: &RecurringGrant) -> Result<R
     let id = match earlier(tx.conn, key, &arguments)? {
         Some(id) => id,
         None => {
+            refuse_closed(tx.conn, wallet.seq, &request.wallet)?;
             let zone = tree::zone_name(&tree::path(tx.conn, wallet.seq)?);
             let id = insert(tx, wallet.seq, request, &zone)?;
             remember(tx.conn, key, &arguments, &id)?;

@@ -9,7 +9,7 @@ use crate::open_request::OpenRequest;
 use crate::writer::Tx;
 use crate::{
     Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Result,
-    Settled, Settlement, admin, keys, tree,
+    Settled, Settlement, admin, closing, keys, tree,
 };
 
 /// More than any project name or set of tags needs, so that a log row stays a row.
@@ -64,9 +64,7 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
     let (wallet, wallet_created) = admin::wallet_for(tx, admission)?;
     let admission = &*keys::admit(tx, admission)?;
     let path = tree::path(tx.conn, wallet.seq)?;
-    if let Some(frozen) = path.iter().find(|node| node.frozen) {
-        return Err(LedgerError::Frozen { name: frozen.name.clone() });
-    }
+    tree::require_spendable(&path)?;
     let mut funds = tx.take_funds(wallet.seq, &admission.model.as_str().into())?;
     let Some(parts) = funds.pay(needed, tx.now_us) else {
         let balance = Credits::from_micro(funds.available(tx.now_us));
@@ -132,6 +130,7 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     give_hold_back(tx, &ending.id, &mut request, &mut funds)?;
     request.debits().for_each(|part| funds.settle(part));
     let balance = Credits::from_micro(funds.own().balance(tx.now_us));
+    let wallets: Vec<i64> = funds.levels.iter().map(|&(wallet, _)| wallet).collect();
     tx.save_funds(funds)?;
 
     let debited = request.debited();
@@ -151,6 +150,7 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
         write_settlement(tx, &ending.id, &request, debited, chain::log_digest(tx.conn, logged)?)?;
     }
     request.delete(tx.conn)?;
+    wallets.into_iter().try_for_each(|wallet| closing::settle_up(tx, wallet))?;
     Ok(settled)
 }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::admin::{arguments_hash, check_memo, earlier, remember};
 use crate::chain::{self, Draft, EXPIRED, ISSUED, SPENT};
 use crate::writer::Tx;
-use crate::{Credits, LedgerError, Result, WalletView, audit, query};
+use crate::{Credits, LedgerError, Result, WalletView, audit, closing, query};
 
 /// A settled request to be paid back.
 #[derive(Debug, Clone)]
@@ -178,7 +178,7 @@ fn paid(conn: &Connection, request: i64, settled: i64) -> Result<Vec<Paid>> {
 }
 
 /// The wallet and the grant that a transfer came from; `None` of what was not transferred.
-fn giver(conn: &Connection, id: &str) -> Result<Option<(i64, i64)>> {
+pub(crate) fn giver(conn: &Connection, id: &str) -> Result<Option<(i64, i64)>> {
     let sql = "SELECT p.account, p.allowance FROM entry e JOIN posting p ON p.entry = e.id \
          WHERE e.idempotency_key = ?1 AND p.amount < 0";
     let found = conn.prepare_cached(sql)?.query_row([format!("transfer:{id}")], |row| Ok((row.get(0)?, row.get(1)?)));
@@ -230,6 +230,7 @@ impl Reversal<'_> {
         for (wallet, seq) in new {
             repay(tx, wallet, seq)?;
         }
+        to.iter().try_for_each(|paid| closing::settle_up(tx, paid.wallet))?;
         Ok(entry)
     }
 

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admin::{arguments_hash, check_countable, check_memo, earlier, insert_memo, remember, require_wallet};
+use crate::admin::{
+    arguments_hash, check_countable, check_memo, earlier, insert_memo, refuse_closed, remember, require_wallet,
+};
 use crate::chain::{self, Draft};
 use crate::purse::{Layer, Part};
 use crate::writer::Tx;
@@ -60,11 +62,8 @@ pub(crate) fn transfer(tx: &mut Tx<'_>, request: &Transfer) -> Result<Transferre
     ]);
     let key = request.idempotency_key.as_deref();
     if earlier(tx.conn, key, &arguments)?.is_none() {
-        check(tx, request, from.seq, to.seq)?;
-        let parts = take(tx, request, from.seq)?;
-        let received = parts.iter().map(|&part| receive(tx, request, (from.seq, to.seq), part));
-        let received = received.collect::<Result<Vec<i64>>>()?;
-        repay(tx, to.seq, &received)?;
+        ends(tx, request)?;
+        give(tx, request, from.seq, to.seq)?;
         remember(tx.conn, key, &arguments, &to.id)?;
     }
     Ok(Transferred {
@@ -74,8 +73,10 @@ pub(crate) fn transfer(tx: &mut Tx<'_>, request: &Transfer) -> Result<Transferre
     })
 }
 
-fn check(tx: &Tx<'_>, request: &Transfer, from: i64, to: i64) -> Result<()> {
+/// The two wallets, if such a transfer can be.
+pub(crate) fn ends(tx: &Tx<'_>, request: &Transfer) -> Result<(i64, i64)> {
     let invalid = |reason| Err(LedgerError::InvalidGrant { reason });
+    let (from, to) = (require_wallet(tx.conn, &request.from)?.seq, require_wallet(tx.conn, &request.to)?.seq);
     if request.amount <= Credits::ZERO {
         return invalid("the amount must be more than zero");
     }
@@ -85,11 +86,19 @@ fn check(tx: &Tx<'_>, request: &Transfer, from: i64, to: i64) -> Result<()> {
     if request.expires.is_some_and(|expires| expires.as_microsecond() <= tx.now_us) {
         return invalid("it would expire before it can be spent; choose a later expiry");
     }
-    if let Some(frozen) = tree::path(tx.conn, from)?.iter().find(|node| node.frozen) {
-        return Err(LedgerError::Frozen { name: frozen.name.clone() });
-    }
+    tree::require_spendable(&tree::path(tx.conn, from)?)?;
+    refuse_closed(tx.conn, to, &request.to)?;
     check_memo(request.memo.as_deref())?;
-    check_countable(tx, to, request.amount.micro())
+    check_countable(tx, to, request.amount.micro())?;
+    Ok((from, to))
+}
+
+/// Moves the amount between the two wallets, whatever they are. Returns the grants in which it was received.
+pub(crate) fn give(tx: &mut Tx<'_>, request: &Transfer, from: i64, to: i64) -> Result<Vec<i64>> {
+    let parts = take(tx, request, from)?;
+    let received = parts.iter().map(|&part| receive(tx, request, (from, to), part)).collect::<Result<Vec<i64>>>()?;
+    repay(tx, to, &received)?;
+    Ok(received)
 }
 
 /// Takes the amount out of the wallet's own grants: neither a pool nor an overdraft can be given away.

@@ -109,6 +109,8 @@ pub struct WalletChange {
     pub overdraft: Option<Credits>,
     /// How far it may draw on the parent. What was drawn in the current period counts on.
     pub draw: Option<DrawTerms>,
+    /// The same key with the same arguments changes once, however often it is sent.
+    pub idempotency_key: Option<String>,
 }
 
 /// A wallet on the way up, as its row has it.
@@ -119,6 +121,7 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) kind: WalletKind,
     pub(crate) frozen: bool,
+    pub(crate) closed: bool,
     zone: Option<String>,
 }
 
@@ -146,7 +149,8 @@ pub(crate) fn path(conn: &Connection, wallet: i64) -> Result<Vec<Node>> {
 fn up(conn: &Connection, wallet: i64, levels: usize) -> Result<Vec<Node>> {
     let sql = "WITH RECURSIVE up (seq, level) AS (SELECT ?1, 0 UNION ALL SELECT w.parent, level + 1 FROM up \
          JOIN wallet w ON w.seq = up.seq WHERE w.parent IS NOT NULL AND level + 1 < ?2) \
-         SELECT w.seq, a.id, coalesce(n.name, a.id), w.frozen, w.zone, w.kind FROM up JOIN wallet w ON w.seq = up.seq \
+         SELECT w.seq, a.id, coalesce(n.name, a.id), w.frozen, w.zone, w.kind, \
+         EXISTS (SELECT 1 FROM closure c WHERE c.wallet = w.seq) FROM up JOIN wallet w ON w.seq = up.seq \
          JOIN account a ON a.seq = w.seq LEFT JOIN wallet_name n ON n.wallet = w.seq ORDER BY level";
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query((wallet, levels as i64))?;
@@ -157,11 +161,21 @@ fn up(conn: &Connection, wallet: i64, levels: usize) -> Result<Vec<Node>> {
             id: row.get(1)?,
             name: row.get(2)?,
             frozen: row.get(3)?,
+            closed: row.get(6)?,
             zone: row.get(4)?,
             kind: WalletKind::from_name(row.get_ref(5)?.as_str().unwrap_or_default())?,
         });
     }
     Ok(nodes)
+}
+
+/// Refuses to spend where the wallet, or one above it, is frozen or closed.
+pub(crate) fn require_spendable(path: &[Node]) -> Result<()> {
+    match path.iter().find(|node| node.frozen) {
+        Some(Node { name, closed: true, .. }) => Err(LedgerError::WalletClosed { name: name.clone() }),
+        Some(Node { name, .. }) => Err(LedgerError::Frozen { name: name.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The calendar of a wallet: its own, else that of the nearest wallet above.

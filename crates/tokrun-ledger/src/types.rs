@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    Credits, DrawTerms, GrantTerms, LatencyHistogram, LedgerError, LimitReached, Price, RecurringView, WalletKind,
+    Credits, Delegation, DrawTerms, GrantTerms, LatencyHistogram, LedgerError, LimitReached, Price, RecurringView,
+    WalletKind,
 };
 
 /// A request that wants to start.
@@ -266,6 +267,10 @@ pub struct WalletView {
     pub in_flight: Credits,
     /// Admits no request, because it or a wallet above it is frozen.
     pub frozen: bool,
+    /// Since when it is closed, for good.
+    pub closed: Option<Timestamp>,
+    /// What it is if another wallet delegated it, and has not revoked it.
+    pub delegation: Option<Delegation>,
     /// When it was created.
     pub created: Timestamp,
     /// What it is given again and again.

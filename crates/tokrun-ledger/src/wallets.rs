@@ -4,7 +4,9 @@ use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
-use crate::admin::{self, Wallet, arguments_hash, earlier, find_wallet, remember, require_wallet, seq_of};
+use crate::admin::{
+    self, Wallet, arguments_hash, earlier, find_wallet, refuse_closed, remember, require_wallet, seq_of,
+};
 use crate::calendar::Period;
 use crate::writer::Tx;
 use crate::{Credits, DrawTerms, LedgerError, NewWallet, Result, WalletChange, WalletKind, WalletView, query, tree};
@@ -28,6 +30,7 @@ pub(crate) fn create(tx: &mut Tx<'_>, new: &NewWallet) -> Result<WalletView> {
                 zone: new.zone.clone().map(Some),
                 overdraft: Some(new.overdraft),
                 draw: new.draw,
+                idempotency_key: None,
             };
             apply(tx, &wallet, &new.name, &change)?;
             wallet.seq
@@ -40,7 +43,15 @@ pub(crate) fn create(tx: &mut Tx<'_>, new: &NewWallet) -> Result<WalletView> {
 pub(crate) fn change(tx: &mut Tx<'_>, name: &str, change: &WalletChange) -> Result<WalletView> {
     tx.check_good()?;
     let wallet = require_wallet(tx.conn, name)?;
-    apply(tx, &wallet, name, change)?;
+    let key = change.idempotency_key.as_deref();
+    let amounts = (change.overdraft.map(Credits::micro), change.draw.map(draw_argument));
+    let arguments = format!("{:?}", (change.kind, &change.parent, &change.zone, amounts));
+    let arguments = arguments_hash(&["change", &wallet.id, &arguments]);
+    if earlier(tx.conn, key, &arguments)?.is_none() {
+        refuse_closed(tx.conn, wallet.seq, name)?;
+        apply(tx, &wallet, name, change)?;
+        remember(tx.conn, key, &arguments, &wallet.id)?;
+    }
     query::wallet_view(tx.conn, wallet.seq, tx.now_us)
 }
 
@@ -72,7 +83,11 @@ fn set_place(tx: &Tx<'_>, wallet: &Wallet, name: &str, change: &WalletChange) ->
     let parent = match &change.parent {
         None => before.get(1).map(|node| node.seq),
         Some(None) => None,
-        Some(Some(parent)) => Some(require_wallet(tx.conn, parent)?.seq),
+        Some(Some(parent)) => {
+            let above = require_wallet(tx.conn, parent)?;
+            refuse_closed(tx.conn, above.seq, parent)?;
+            Some(above.seq)
+        }
     };
     if parent != before.get(1).map(|node| node.seq) && is_running(tx.conn, wallet.seq)? {
         let reason = "requests of it, or of wallets under it, are running; move it when they have ended".into();
@@ -166,6 +181,10 @@ fn is_running(conn: &Connection, wallet: i64) -> Result<bool> {
     Ok(conn.prepare_cached(sql)?.query_row([wallet], |row| row.get(0))?)
 }
 
+fn draw_argument(draw: DrawTerms) -> (Option<i64>, Option<Period>) {
+    (draw.cap.map(Credits::micro), draw.every)
+}
+
 fn arguments_of(new: &NewWallet) -> crate::chain::Hash {
     // As the first version hashed it, so that its keys stay good.
     if (new.kind, &new.parent, &new.zone, new.overdraft, new.draw)
@@ -173,7 +192,7 @@ fn arguments_of(new: &NewWallet) -> crate::chain::Hash {
     {
         return arguments_hash(&["wallet", &new.name]);
     }
-    let draw = new.draw.map(|draw| (draw.cap.map(Credits::micro), draw.every));
+    let draw = new.draw.map(draw_argument);
     arguments_hash(&[
         "wallet",
         &new.name,

@@ -22,7 +22,7 @@ use crate::place::{LEAVE_PATIENCE, Place, WriteLock};
 use crate::purse::{Event, EventKind, Purse};
 use crate::recover::{self, Recovery, RunLock};
 use crate::watch::Watch;
-use crate::{Clock, GrantKind, LedgerError, Result, admin};
+use crate::{Clock, GrantKind, LedgerError, Result, admin, delegation};
 
 /// At most one commit in this time on average, one more after a pause: an fsync costs about as much, and a reader sees no
 /// difference below it. The one more is for a short answer, which ends right after its first token.
@@ -106,6 +106,8 @@ pub(crate) struct Meta {
     pub(crate) service: bool,
     pub(crate) bad: Option<String>,
     pub(crate) has_limits: bool,
+    /// When the next delegation ends by itself.
+    pub(crate) next_end_us: Option<i64>,
 }
 
 impl Cache {
@@ -246,6 +248,11 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Whether the time of a delegation is over that nobody ended yet.
+    fn is_end_due(&self) -> bool {
+        self.cache.meta.bad.is_none() && self.cache.meta.next_end_us.is_some_and(|end_us| end_us <= self.now_us)
+    }
+
     /// What the chain keeps of a grant's memo.
     pub(crate) fn memo_digest(&self, grant: i64) -> Result<Option<chain::Hash>> {
         let mut statement = self.conn.prepare_cached("SELECT salt, text FROM memo WHERE allowance = ?1")?;
@@ -260,8 +267,11 @@ impl Tx<'_> {
             self.cache.clear();
             self.cache.meta = self
                 .conn
-                .prepare_cached("SELECT service, bad, EXISTS (SELECT 1 FROM quota) FROM meta WHERE id = 1")?
-                .query_row([], |row| Ok(Meta { service: row.get(0)?, bad: row.get(1)?, has_limits: row.get(2)? }))
+                .prepare_cached("SELECT service, bad, EXISTS (SELECT 1 FROM quota), (SELECT min(expires_us) FROM delegation) FROM meta WHERE id = 1")?
+                .query_row([], |row| {
+                    let (service, bad, has_limits) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                    Ok(Meta { service, bad, has_limits, next_end_us: row.get(3)? })
+                })
                 .optional()?
                 .ok_or_else(|| LedgerError::Bad { reason: "its row of modes is missing".into() })?;
             self.cache.data_version = Some(version);
@@ -350,6 +360,10 @@ impl Writer {
             && self.last_recovery.is_none_or(|last| last.elapsed() >= RECOVERY_INTERVAL);
         let ran = panic::catch_unwind(AssertUnwindSafe(|| {
             let mut dead = Vec::new();
+            if self.recovery == Recovery::Settle && tx.is_end_due() {
+                // What cannot be ended now is left alone; whoever writes next tries again.
+                tx.savepoint(delegation::end_due).ok();
+            }
             if is_time {
                 self.last_recovery = Some(Instant::now());
                 dead = recover::settle_dead(&mut tx, &self.place);

@@ -14,13 +14,13 @@ impl Ledger {
         self.administer(move |tx| limits::set(tx, &limit))
     }
 
-    /// Removes a limit.
+    /// Removes a limit. With an idempotency key, repeating it is no error.
     ///
     /// # Errors
     /// [`LedgerError::UnknownLimit`].
-    pub fn remove_limit(&self, limit_id: &str) -> Result<()> {
+    pub fn remove_limit(&self, limit_id: &str, idempotency_key: Option<String>) -> Result<()> {
         let id = limit_id.to_owned();
-        self.administer(move |tx| limits::remove(tx, &id))
+        self.administer(move |tx| limits::remove(tx, &id, idempotency_key.as_deref()))
     }
 
     /// Every limit, in the order in which they were set.

@@ -1,8 +1,11 @@
-//! Who acts for whom.
+//! Who acts for whom, who asks for what, and what becomes of a wallet that nobody uses any more.
 
 use std::time::Duration;
 
-use crate::{CreatedKey, KeyView, Ledger, NewKey, Result, keys};
+use crate::{
+    Approval, AskView, Closing, CreatedKey, Delegate, KeyView, Ledger, NewAsk, NewKey, Result, WalletView, asks,
+    closing, delegation, keys,
+};
 
 /// Access keys. Only the owner of the file, and the superuser, may change them.
 impl Ledger {
@@ -54,5 +57,74 @@ impl Ledger {
     /// [`LedgerError::KeyRefused`](crate::LedgerError::KeyRefused); neither its message nor its timing tells why.
     pub fn authenticate(&self, secret: &str) -> Result<KeyView> {
         self.read(|conn, now_us| keys::authenticate(conn, secret, now_us))
+    }
+}
+
+/// Requests for an allowance. Everybody may ask; only the owner of the file, and the superuser, may answer.
+impl Ledger {
+    /// Asks for an allowance, which raises an event. With an idempotency key, repeating it asks once.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidGrant`](crate::LedgerError::InvalidGrant),
+    /// [`UnknownWallet`](crate::LedgerError::UnknownWallet), [`WalletClosed`](crate::LedgerError::WalletClosed).
+    pub fn ask(&self, ask: NewAsk) -> Result<AskView> {
+        self.write(move |tx| asks::ask(tx, &ask))
+    }
+
+    /// All that was asked for, or all for a wallet, in its order.
+    pub fn asks(&self, wallet: Option<&str>) -> Result<Vec<AskView>> {
+        self.read(|conn, _| asks::list(conn, wallet))
+    }
+
+    /// Gives what was asked for, or another amount, and raises an event: once, in one transaction.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownAsk`](crate::LedgerError::UnknownAsk), [`Answered`](crate::LedgerError::Answered), and those of
+    /// [`Ledger::grant`] and [`Ledger::transfer`].
+    pub fn approve(&self, approval: Approval) -> Result<AskView> {
+        self.administer(move |tx| asks::approve(tx, &approval))
+    }
+
+    /// Gives nothing, for a reason, and raises an event.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownAsk`](crate::LedgerError::UnknownAsk), [`Answered`](crate::LedgerError::Answered).
+    pub fn deny(&self, ask_id: &str, reason: Option<String>, idempotency_key: Option<String>) -> Result<AskView> {
+        let id = ask_id.to_owned();
+        self.administer(move |tx| asks::deny(tx, &id, reason.as_deref(), idempotency_key.as_deref()))
+    }
+}
+
+/// Parts of wallets, and their end.
+impl Ledger {
+    /// Opens a wallet for a program under another one, which fills it. With an idempotency key, repeating it delegates
+    /// nothing more.
+    ///
+    /// # Errors
+    /// Those of [`Ledger::open_wallet`] and [`Ledger::transfer`].
+    pub fn delegate(&self, delegate: Delegate) -> Result<WalletView> {
+        self.administer(move |tx| delegation::delegate(tx, &delegate))
+    }
+
+    /// Ends a delegation: what is left goes back to the grants that it came from, open requests get no further than what
+    /// they have taken, and what they give back follows. One that has a time ends then, with whatever is written next.
+    /// Again, what has come back meanwhile goes back.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidWallet`](crate::LedgerError::InvalidWallet) of a wallet that nobody delegated.
+    pub fn revoke(&self, wallet: &str) -> Result<WalletView> {
+        let name = wallet.to_owned();
+        self.administer(move |tx| delegation::revoke(tx, &name))
+    }
+
+    /// Closes the wallet of somebody who leaves, for good: what it delegated is revoked, what recurs or has not vested is
+    /// void, its keys are revoked, what it asked for is denied, and what is left goes to another wallet or is void. Open
+    /// requests get no further than what they have taken; what they give back goes the same way. Again, it changes nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidWallet`](crate::LedgerError::InvalidWallet) if other wallets stand under it, or it was closed
+    /// with another heir.
+    pub fn close(&self, closing: Closing) -> Result<WalletView> {
+        self.administer(move |tx| closing::close(tx, &closing))
     }
 }

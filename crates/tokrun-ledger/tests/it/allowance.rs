@@ -236,15 +236,15 @@ fn refusals_change_nothing_and_say_why() {
         }
         other => panic!("{other:?}"),
     }
-    ledger.freeze("ada").unwrap();
+    ledger.freeze("ada", None).unwrap();
     assert!(matches!(ledger.admit(admission("r", "ada", 1)), Err(LedgerError::Frozen { .. })));
-    ledger.thaw("ada").unwrap();
+    ledger.thaw("ada", None).unwrap();
     ledger.admit(admission("r", "ada", 1)).unwrap();
     assert!(matches!(ledger.admit(admission("r", "ada", 1)), Err(LedgerError::DuplicateRequest { .. })));
-    ledger.freeze("ada").unwrap();
+    ledger.freeze("ada", None).unwrap();
     assert_eq!(debit(&ledger, first_debit("r", 0, 1)).granted, 1, "what runs may end");
     settle(&ledger, "r", FinishReason::Stop).unwrap();
-    ledger.thaw("ada").unwrap();
+    ledger.thaw("ada", None).unwrap();
     assert!(matches!(ledger.admit(admission("r", "ada", 1)), Err(LedgerError::DuplicateRequest { .. })));
     assert_eq!(balance(&ledger, "ada"), credits(8));
     verify(&ledger);

@@ -129,7 +129,7 @@ fn a_grant_vests_by_the_calendar_whoever_is_awake() {
     ledger.create_wallet("bob", None).unwrap();
     for _ in 0..6 {
         home.pass(40 * 86_400);
-        ledger.freeze("bob").unwrap();
+        ledger.freeze("bob", None).unwrap();
     }
     sleeper.pass((home.now_us() - sleeper.now_us()) / 1_000_000);
     let statement = |ledger: &Ledger| {

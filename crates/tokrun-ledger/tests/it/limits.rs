@@ -48,8 +48,8 @@ fn a_request_ends_at_the_very_token_and_goes_on_in_the_next_window() {
     drop(ledger);
     let ledger = home.open();
     assert_eq!(ledger.limits().unwrap()[0].used, Some(Quota::Tokens(30)), "it is in the file");
-    ledger.remove_limit(&id).unwrap();
-    assert!(matches!(ledger.remove_limit(&id), Err(LedgerError::UnknownLimit { .. })));
+    ledger.remove_limit(&id, None).unwrap();
+    assert!(matches!(ledger.remove_limit(&id, None), Err(LedgerError::UnknownLimit { .. })));
     ledger.admit(admission("r2", "ada", 100)).unwrap();
     verify(&ledger);
 }

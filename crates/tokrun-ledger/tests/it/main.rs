@@ -13,6 +13,7 @@ mod limited;
 mod limits;
 mod migration;
 mod model;
+mod people;
 mod processes;
 mod recurring;
 mod reversals;

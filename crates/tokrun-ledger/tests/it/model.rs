@@ -5,14 +5,16 @@ use std::sync::mpsc;
 
 use proptest::prelude::*;
 use tokrun_ledger::{
-    Admission, Admitted, Credits, Debit, Debited, DrawTerms, FinishReason, GrantRequest, GrantTerms, Ledger,
-    LedgerError, NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement, WalletKind,
+    Admission, Admitted, Approval, Closing, Credits, Debit, Debited, Delegate, DrawTerms, FinishReason, GrantRequest,
+    GrantTerms, Ledger, LedgerError, NewAsk, NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement,
+    WalletKind,
 };
 
 use crate::common::{Home, admission, at, verify};
 use crate::limited::{Limits, Load};
 
 const WALLETS: [&str; 4] = ["ada", "bob", "eve", "team"];
+const EVE: usize = 2;
 const TEAM: usize = 3;
 const SPECIAL: &str = "special-7b";
 
@@ -21,6 +23,22 @@ const CAPS: [Option<i64>; 4] = [Some(15_000_000), Some(i64::MAX), None, None];
 
 /// Agreed overdrafts in micro-credits.
 const OVERDRAFTS: [i64; 4] = [0, 5_000_000, 0, 4_300_001];
+
+fn name(wallet: usize) -> String {
+    WALLETS.get(wallet).map_or_else(|| format!("agent-{wallet}"), |name| (*name).to_owned())
+}
+
+fn cap(wallet: usize) -> Option<i64> {
+    CAPS.get(wallet).copied().flatten()
+}
+
+fn overdraft(wallet: usize) -> i64 {
+    OVERDRAFTS.get(wallet).copied().unwrap_or(0)
+}
+
+fn limited_as(givers: &[usize], wallet: usize) -> usize {
+    if wallet < WALLETS.len() { wallet } else { givers[wallet - WALLETS.len()] }
+}
 
 /// In micro-credits: whole tokens, odd ones, dear ones, free ones.
 const PRICES: [(i64, i64, i64); 4] =
@@ -53,6 +71,22 @@ enum Op {
         wallet: usize,
         frozen: bool,
     },
+    /// Somebody asks, and is given it: out of the team's own grants, or new.
+    Approve {
+        wallet: usize,
+        micro: i64,
+        by_team: bool,
+    },
+    Delegate {
+        wallet: usize,
+        micro: i64,
+    },
+    /// Of delegated wallets, by place.
+    Revoke(usize),
+    /// Eve leaves, and the team gets the rest, or nobody.
+    Close {
+        to_team: bool,
+    },
     /// The amount of one of the limits; `None` removes it.
     Limit {
         which: usize,
@@ -77,7 +111,14 @@ fn op() -> impl Strategy<Value = Op> {
             life_s,
             scoped,
         });
-    let admit = (0..4_usize, 0..12_u64, 0..4_usize, any::<bool>())
+    let approve = (0..4_usize, 1..9_000_000_i64, any::<bool>()).prop_map(|(wallet, micro, by_team)| Op::Approve {
+        wallet,
+        micro,
+        by_team,
+    });
+    let delegate = (0..3_usize, 1..20_000_000_i64).prop_map(|(wallet, micro)| Op::Delegate { wallet, micro });
+    // Agents come after the others.
+    let admit = (prop_oneof![2 => 0..4_usize, 1 => 4..7_usize], 0..12_u64, 0..4_usize, any::<bool>())
         .prop_map(|(wallet, prompt, price, special)| Op::Admit { wallet, prompt, price, special });
     let debit = prop::collection::vec((any::<prop::sample::Index>(), 0..9_u32, 0..12_u64), 1..5).prop_map(|debits| {
         Op::Debit(debits.into_iter().map(|(which, tokens, cached)| (which.index(1000), tokens, cached)).collect())
@@ -89,6 +130,10 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0..1000_usize).prop_map(Op::Settle),
         2 => (0..1000_usize, 1..=100_i64).prop_map(|(which, percent)| Op::Refund(which, percent)),
         1 => (0..4_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
+        1 => approve,
+        2 => delegate,
+        1 => (0..1000_usize).prop_map(Op::Revoke),
+        1 => prop::bool::ANY.prop_map(|to_team| Op::Close { to_team }),
         2 => (0..crate::limited::TERMS.len(), prop::option::weighted(0.8, 0..30_i64))
             .prop_map(|(which, amount)| Op::Limit { which, amount }),
         4 => (1..25_i64).prop_map(Op::Pass),
@@ -119,6 +164,19 @@ struct Grant {
     active: bool,
     is_overdraft: bool,
     scoped: bool,
+    /// Given to somebody else.
+    moved: i64,
+    /// The grant that it was moved from.
+    source: Option<usize>,
+    void: bool,
+}
+
+/// Where what is left of a closed wallet goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Rest {
+    Return,
+    Team,
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -141,9 +199,12 @@ struct Request {
 struct Model {
     now_us: i64,
     grants: Vec<Grant>,
-    frozen: [bool; 4],
+    frozen: Vec<bool>,
     /// From the team.
-    drawn: [i64; 4],
+    drawn: Vec<i64>,
+    /// Whom each of the wallets after the first four is under.
+    givers: Vec<usize>,
+    closed: Vec<Option<Rest>>,
     limits: Limits,
     requests: Vec<Request>,
     /// To other grants than overdrafts.
@@ -152,6 +213,7 @@ struct Model {
 
 #[derive(Debug, PartialEq)]
 enum Refusal {
+    Closed,
     Frozen,
     Exhausted { needed: i64, balance: i64 },
     Limited,
@@ -159,7 +221,8 @@ enum Refusal {
 
 impl Model {
     fn new(now_us: i64) -> Model {
-        let mut model = Model { now_us, ..Model::default() };
+        let (frozen, drawn, closed) = (vec![false; 4], vec![0; 4], vec![None; 4]);
+        let mut model = Model { now_us, frozen, drawn, closed, ..Model::default() };
         for (wallet, &amount) in OVERDRAFTS.iter().enumerate() {
             model.grant(wallet, amount, i32::MAX, now_us, i64::MAX, false);
             let line = model.grants.last_mut().unwrap();
@@ -171,7 +234,7 @@ impl Model {
     /// What can be spent, in the order in which it burns: a wallet's grants, the team's, then their overdrafts. Ages are
     /// places in the list. `None`: on any model.
     fn burning(&self, wallet: usize, special: Option<bool>) -> Vec<usize> {
-        let levels: &[usize] = if CAPS[wallet].is_some() { &[wallet, TEAM] } else { &[wallet] };
+        let levels: &[usize] = if cap(wallet).is_some() { &[wallet, TEAM] } else { &[wallet] };
         let level = |grant: &Grant| levels.iter().position(|&wallet| wallet == grant.wallet);
         let live = |grant: &Grant| {
             let pays = !grant.scoped || special != Some(false);
@@ -192,7 +255,7 @@ impl Model {
     }
 
     fn cap_left(&self, wallet: usize) -> i64 {
-        CAPS[wallet].unwrap_or(0) - self.drawn[wallet]
+        cap(wallet).unwrap_or(0) - self.drawn[wallet]
     }
 
     fn spendable(&self, wallet: usize, special: Option<bool>) -> i64 {
@@ -204,7 +267,19 @@ impl Model {
 
     fn balance(&self, wallet: usize) -> i64 {
         let own = self.burning(wallet, None).into_iter().filter(|&index| self.grants[index].wallet == wallet);
-        own.map(|index| self.grants[index].remaining).sum::<i64>() - OVERDRAFTS[wallet]
+        own.map(|index| self.grants[index].remaining).sum::<i64>() - overdraft(wallet)
+    }
+
+    /// What it has that it could give away, as it burns.
+    fn own(&self, wallet: usize) -> Vec<usize> {
+        let mut own = self.burning(wallet, None);
+        own.retain(|&index| self.grants[index].wallet == wallet && !self.grants[index].is_overdraft);
+        own
+    }
+
+    /// Whose limits hold for it: those of whoever delegated it.
+    fn limited_as(&self, wallet: usize) -> usize {
+        limited_as(&self.givers, wallet)
     }
 
     fn pass(&mut self, seconds: i64) {
@@ -220,15 +295,22 @@ impl Model {
 
     /// A grant that becomes effective repays first what settled requests overdrew.
     fn activate(&mut self) {
-        let due = |grant: &Grant| !grant.active && grant.effective_us <= self.now_us;
+        let due = |grant: &Grant| !grant.active && !grant.void && grant.effective_us <= self.now_us;
         let mut indexes: Vec<usize> = (0..self.grants.len()).filter(|&index| due(&self.grants[index])).collect();
         indexes.sort_by_key(|&index| (self.grants[index].effective_us, index));
         for index in indexes {
-            let line = self.grants[index].wallet;
+            self.repay(index);
+        }
+    }
+
+    fn repay(&mut self, index: usize) {
+        let line = self.grants[index].wallet;
+        self.grants[index].active = true;
+        if line < WALLETS.len() {
             let overdrawn = self.grants[line].settled - self.grants[line].repaid;
             let repaid = if self.grants[index].scoped { 0 } else { overdrawn.min(self.grants[index].amount) };
             let grant = &mut self.grants[index];
-            (grant.active, grant.repaid) = (true, repaid);
+            grant.repaid = repaid;
             grant.remaining -= repaid;
             self.grants[line].remaining += repaid;
             self.grants[line].repaid += repaid;
@@ -250,6 +332,9 @@ impl Model {
             active,
             is_overdraft,
             scoped,
+            moved: 0,
+            source: None,
+            void: false,
         };
         self.grants.push(grant);
         if self.grants.len() > WALLETS.len() {
@@ -274,24 +359,100 @@ impl Model {
     }
 
     fn is_frozen(&self, wallet: usize) -> bool {
-        self.frozen[wallet] || CAPS[wallet].is_some() && self.frozen[TEAM]
+        self.require_spendable(wallet).is_err()
+    }
+
+    /// The nearest one that is frozen says why.
+    fn require_spendable(&self, wallet: usize) -> Result<(), Refusal> {
+        let person = self.limited_as(wallet);
+        let path = [Some(wallet), Some(person), cap(person).map(|_| TEAM)];
+        match path.into_iter().flatten().find(|&wallet| self.frozen[wallet]) {
+            Some(wallet) if self.closed[wallet].is_some() => Err(Refusal::Closed),
+            Some(_) => Err(Refusal::Frozen),
+            None => Ok(()),
+        }
+    }
+
+    /// Moves an amount that is there, as grants with the terms of those that it comes from.
+    fn transfer(&mut self, from: usize, to: usize, mut amount: i64) {
+        let mut received = Vec::new();
+        for index in self.own(from) {
+            let part = amount.min(self.grants[index].remaining);
+            let source = &mut self.grants[index];
+            (source.remaining, source.moved, amount) = (source.remaining - part, source.moved + part, amount - part);
+            if part > 0 {
+                let (priority, expires_us, scoped) = (source.priority, source.expires_us, source.scoped);
+                self.grant(to, part, priority, self.now_us + 1, expires_us, scoped);
+                received.push(self.grants.len() - 1);
+                let grant = self.grants.last_mut().unwrap();
+                (grant.effective_us, grant.source) = (self.now_us, Some(index));
+            }
+        }
+        assert_eq!(amount, 0);
+        received.into_iter().for_each(|index| self.repay(index));
+    }
+
+    fn shut(&mut self, wallet: usize, rest: Rest) {
+        for agent in WALLETS.len()..self.closed.len() {
+            if self.limited_as(agent) == wallet && self.closed[agent].is_none() {
+                self.shut(agent, Rest::Return);
+            }
+        }
+        (self.closed[wallet], self.frozen[wallet]) = (Some(rest), true);
+        for grant in self.grants.iter_mut().filter(|grant| grant.wallet == wallet && !grant.active) {
+            grant.void = true;
+            grant.expired += std::mem::take(&mut grant.remaining);
+        }
+        self.settle_up(wallet);
+    }
+
+    /// What is left of a closed wallet goes where it should.
+    fn settle_up(&mut self, wallet: usize) {
+        let left: Vec<usize> = self.own(wallet).into_iter().filter(|&index| self.grants[index].remaining > 0).collect();
+        match self.closed[wallet] {
+            None => {}
+            Some(Rest::Team) => {
+                self.transfer(wallet, TEAM, left.iter().map(|&index| self.grants[index].remaining).sum())
+            }
+            Some(Rest::Nobody) => left.iter().for_each(|&index| {
+                self.grants[index].void = true;
+                let left = std::mem::take(&mut self.grants[index].remaining);
+                self.grants[index].expired += left;
+            }),
+            Some(Rest::Return) => {
+                for index in left {
+                    let left = std::mem::take(&mut self.grants[index].remaining);
+                    self.grants[index].moved += left;
+                    let source = self.grants[index].source.expect("agents have nothing but what they were given");
+                    self.grants[source].moved -= left;
+                    self.come_back(source, left);
+                    self.settle_up(self.grants[source].wallet);
+                }
+            }
+        }
+    }
+
+    /// What comes back to a grant that is no more is gone.
+    fn come_back(&mut self, index: usize, amount: i64) {
+        let grant = &mut self.grants[index];
+        let gone = grant.expires_us <= self.now_us || grant.void;
+        *(if gone { &mut grant.expired } else { &mut grant.remaining }) += amount;
     }
 
     fn admit(&mut self, wallet: usize, special: bool, prompt: u64, price: Price) -> Result<i64, Refusal> {
         let needed = price.of_request(prompt, 0, 1).unwrap().micro();
-        if self.is_frozen(wallet) {
-            return Err(Refusal::Frozen);
-        }
+        self.require_spendable(wallet)?;
         let spendable = self.spendable(wallet, Some(special));
         if spendable < needed {
             return Err(Refusal::Exhausted { needed, balance: spendable });
         }
+        let limited_as = |wallet| limited_as(&self.givers, wallet);
         let at_once = |limit: usize| {
             let others = self.requests.iter().filter(|other| other.settled.is_none());
-            others.filter(|other| crate::limited::holds(limit, other.wallet)).count() as i64
+            others.filter(|other| crate::limited::holds(limit, limited_as(other.wallet))).count() as i64
         };
         let hold = Load { tokens: prompt as i64 + 1, micro: needed, requests: 1 };
-        if !self.limits.admit(wallet, hold, at_once) {
+        if !self.limits.admit(limited_as(wallet), hold, at_once) {
             return Err(Refusal::Limited);
         }
         let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
@@ -330,7 +491,7 @@ impl Model {
         if cached.is_some() {
             let (held, unused) = (self.held(id), i64::from(granted == 0));
             self.limits.release(
-                self.requests[id].wallet,
+                limited_as(&self.givers, self.requests[id].wallet),
                 Load { tokens: unused, micro: held, requests: 0 },
                 self.requests[id].started_us,
             );
@@ -355,7 +516,7 @@ impl Model {
         let so_far = Load { tokens: (request.prompt + request.output) as i64, micro: self.debited(id), requests: 0 };
         let token = Load { tokens: 1, micro: price, requests: 0 };
         let held_of_it = Load { tokens: i64::from(is_held), micro: held.min(price), requests: 0 };
-        if !self.limits.take(wallet, token, held_of_it, so_far) {
+        if !self.limits.take(limited_as(&self.givers, wallet), token, held_of_it, so_far) {
             return false;
         }
         let out_of_hold = held.min(price);
@@ -392,11 +553,8 @@ impl Model {
             if grant.wallet != wallet {
                 self.drawn[wallet] -= held;
             }
-            if grant.expires_us <= self.now_us {
-                grant.expired += held;
-            } else {
-                grant.remaining += held;
-            }
+            let gone = grant.expires_us <= self.now_us || grant.void;
+            *(if gone { &mut grant.expired } else { &mut grant.remaining }) += held;
         }
     }
 
@@ -404,7 +562,7 @@ impl Model {
         let request = &self.requests[id];
         if !request.running {
             let hold = Load { tokens: request.prompt as i64 + 1, micro: self.held(id), requests: 0 };
-            self.limits.release(request.wallet, hold, request.started_us);
+            self.limits.release(limited_as(&self.givers, request.wallet), hold, request.started_us);
         }
         self.release(id);
         for (index, taken) in std::mem::take(&mut self.requests[id].taken) {
@@ -413,6 +571,7 @@ impl Model {
             self.requests[id].taken.insert(index, Taken { held: 0, debited: taken.debited });
         }
         self.requests[id].settled = Some(reason);
+        self.settle_up(self.requests[id].wallet);
     }
 
     /// Gives back to the grants that paid, the one that burns last first. What an overdraft paid comes as a new grant.
@@ -435,13 +594,14 @@ impl Model {
             } else {
                 grant.settled -= part;
                 self.refunded += part;
-                *(if grant.expires_us <= self.now_us { &mut grant.expired } else { &mut grant.remaining }) += part;
+                self.come_back(index, part);
             }
         }
         for (wallet, part) in new.into_iter().filter(|&(_, part)| part > 0) {
             self.grant(wallet, part, 0, self.now_us, i64::MAX, false);
         }
         assert_eq!(amount, 0);
+        self.settle_up(self.requests[id].wallet);
     }
 
     fn not_refunded(&self, id: usize) -> i64 {
@@ -496,9 +656,16 @@ impl Pair {
             Op::Refund(which, percent) => self.refund(which, percent),
             Op::Freeze { wallet, frozen } => {
                 let name = WALLETS[wallet];
-                if frozen { self.ledger.freeze(name) } else { self.ledger.thaw(name) }.unwrap();
-                self.model.frozen[wallet] = frozen;
+                let outcome = if frozen { self.ledger.freeze(name, None) } else { self.ledger.thaw(name, None) };
+                match outcome {
+                    Ok(_) => self.model.frozen[wallet] = frozen,
+                    Err(error) => self.is_closed(wallet, &error),
+                }
             }
+            Op::Approve { wallet, micro, by_team } => self.approve(wallet, micro, by_team),
+            Op::Delegate { wallet, micro } => self.delegate(wallet, micro),
+            Op::Revoke(which) => self.revoke(which),
+            Op::Close { to_team } => self.close(to_team),
             Op::Limit { which, amount } => self.limit(which, amount),
             Op::Pass(seconds) => {
                 self.home.pass(seconds);
@@ -523,15 +690,17 @@ impl Pair {
         let id = self.model.limits.id(which);
         let Some(amount) = amount else {
             if let Some(id) = id {
-                self.ledger.remove_limit(&id).unwrap();
+                self.ledger.remove_limit(&id, None).unwrap();
                 self.model.limits.remove(which);
             }
             return;
         };
         let view = self.ledger.set_limit(crate::limited::new(which, amount, &WALLETS)).unwrap();
         assert!(id.is_none_or(|id| id == view.id), "another amount of the same limit");
-        let open =
-            self.open_requests().into_iter().filter(|&id| crate::limited::holds(which, self.model.requests[id].wallet));
+        let open = self
+            .open_requests()
+            .into_iter()
+            .filter(|&id| crate::limited::holds(which, self.model.limited_as(self.model.requests[id].wallet)));
         let in_flight: Vec<Load> = open
             .map(|id| {
                 let request = &self.model.requests[id];
@@ -559,20 +728,105 @@ impl Pair {
             terms: GrantTerms { scope, ..GrantTerms::default() },
             ..GrantRequest::new(WALLETS[wallet], Credits::from_micro(micro))
         };
-        self.ledger.grant(request).unwrap();
+        if let Err(error) = self.ledger.grant(request) {
+            return self.is_closed(wallet, &error);
+        }
         self.model.grant(wallet, micro, priority, effective_us, expires_us.unwrap_or(i64::MAX), scoped);
     }
 
+    #[track_caller]
+    fn is_closed(&self, wallet: usize, error: &LedgerError) {
+        let closed = self.model.closed[wallet].is_some();
+        assert!(closed && matches!(error, LedgerError::WalletClosed { .. }), "{error}");
+    }
+
+    /// What of a wallet's own could be given away; nothing if it may not.
+    fn can_give(&self, wallet: usize) -> i64 {
+        if self.model.is_frozen(wallet) {
+            return 0;
+        }
+        self.model.own(wallet).into_iter().map(|index| self.model.grants[index].remaining).sum()
+    }
+
+    fn approve(&mut self, wallet: usize, micro: i64, by_team: bool) {
+        let (amount, reason, idempotency_key) = (Credits::from_micro(micro), None, None);
+        let asked = self.ledger.ask(NewAsk { wallet: name(wallet), amount, reason, idempotency_key });
+        let id = match asked {
+            Ok(asked) => asked.id,
+            Err(error) => return self.is_closed(wallet, &error),
+        };
+        let approval = Approval { from: by_team.then(|| WALLETS[TEAM].into()), ..Approval::new(&id) };
+        match self.ledger.approve(approval.clone()) {
+            Ok(_) if by_team => self.model.transfer(TEAM, wallet, micro),
+            Ok(_) => self.model.grant(wallet, micro, 0, self.model.now_us, i64::MAX, false),
+            Err(LedgerError::InvalidGrant { .. }) => return assert!(by_team && wallet == TEAM),
+            Err(error) => {
+                let refused = matches!(error, LedgerError::Exhausted { .. } | LedgerError::Frozen { .. });
+                return assert!(refused && by_team && self.can_give(TEAM) < micro, "{error}");
+            }
+        }
+        let again = self.ledger.approve(approval);
+        assert!(matches!(again, Err(LedgerError::Answered { .. })), "{again:?}");
+    }
+
+    fn delegate(&mut self, wallet: usize, micro: i64) {
+        let agent = self.model.closed.len();
+        let possible = micro <= self.can_give(wallet);
+        match self.ledger.delegate(Delegate::new(name(wallet), name(agent), Credits::from_micro(micro))) {
+            Ok(_) => {
+                assert!(possible);
+                self.model.givers.push(wallet);
+                self.model.frozen.push(false);
+                self.model.drawn.push(0);
+                self.model.closed.push(None);
+                self.model.transfer(wallet, agent, micro);
+            }
+            Err(error) => {
+                use LedgerError::{Exhausted, Frozen, WalletClosed};
+                let refused = matches!(error, Exhausted { .. } | Frozen { .. } | WalletClosed { .. });
+                assert!(refused && !possible, "{error}");
+            }
+        }
+    }
+
+    fn revoke(&mut self, which: usize) {
+        let agents = self.model.givers.len();
+        if agents > 0 {
+            let agent = WALLETS.len() + which % agents;
+            self.ledger.revoke(&name(agent)).unwrap();
+            match self.model.closed[agent] {
+                Some(_) => self.model.settle_up(agent),
+                None => self.model.shut(agent, Rest::Return),
+            }
+        }
+    }
+
+    fn close(&mut self, to_team: bool) {
+        let rest = if to_team { Rest::Team } else { Rest::Nobody };
+        let to = to_team.then(|| WALLETS[TEAM].to_owned());
+        let closed = self.ledger.close(Closing { to, ..Closing::new(WALLETS[EVE]) });
+        match self.model.closed[EVE] {
+            None => self.model.shut(EVE, rest),
+            Some(before) if before == rest => {}
+            Some(_) => return assert!(matches!(closed, Err(LedgerError::InvalidWallet { .. }))),
+        }
+        closed.unwrap();
+    }
+
     fn admit(&mut self, wallet: usize, special: bool, prompt: u64, price: usize) {
+        if wallet >= self.model.closed.len() {
+            return;
+        }
         let (fresh, cached, output) = PRICES[price];
         let [fresh, cached, output] = [fresh, cached, output].map(Credits::from_micro);
         let price = Price { prompt: fresh, cached_prompt: cached, output };
         // Ids are places among the admitted.
         let id = format!("request-{}", self.model.requests.len());
         let model = if special { SPECIAL } else { "model" }.to_owned();
-        let outcome = self.ledger.admit(Admission { price, model, ..admission(&id, WALLETS[wallet], prompt) });
+        let outcome = self.ledger.admit(Admission { price, model, ..admission(&id, &name(wallet), prompt) });
         let outcome = match outcome {
             Ok(Admitted { held, balance, .. }) => Ok((held.micro(), balance.micro())),
+            Err(LedgerError::WalletClosed { .. }) => Err(Refusal::Closed),
             Err(LedgerError::Frozen { .. }) => Err(Refusal::Frozen),
             Err(LedgerError::Exhausted { needed, balance, .. }) => {
                 Err(Refusal::Exhausted { needed: needed.micro(), balance: balance.micro() })
@@ -651,16 +905,20 @@ impl Pair {
     /// What everybody can see is what the model has.
     fn compare(&self) {
         self.model.limits.compare(&self.ledger);
-        for (wallet, name) in WALLETS.iter().enumerate() {
+        for wallet in 0..self.model.closed.len() {
+            let name = &name(wallet);
             let view = self.ledger.wallet(name).unwrap();
             assert_eq!(view.balance.micro(), self.model.balance(wallet));
             assert_eq!(view.balance.micro().max(0) + view.drawable.micro(), self.model.spendable(wallet, None));
             assert_eq!(view.drawn.micro(), self.model.drawn[wallet]);
             assert_eq!(view.frozen, self.model.is_frozen(wallet));
-            assert!(view.balance.micro() >= -OVERDRAFTS[wallet]);
-            let line = &self.model.grants[wallet];
-            let used = line.settled + self.model.in_flight(wallet) - line.repaid;
-            assert_eq!(line.amount - line.remaining, used);
+            assert_eq!(view.closed.is_some(), self.model.closed[wallet].is_some());
+            assert!(view.balance.micro() >= -overdraft(wallet));
+            if wallet < WALLETS.len() {
+                let line = &self.model.grants[wallet];
+                let used = line.settled + self.model.in_flight(wallet) - line.repaid;
+                assert_eq!(line.amount - line.remaining, used);
+            }
             let mut of_wallet: Vec<usize> = (WALLETS.len()..self.model.grants.len())
                 .filter(|&index| self.model.grants[index].wallet == wallet)
                 .collect();
@@ -673,14 +931,17 @@ impl Pair {
                 assert_eq!(view.remaining.micro(), if pending { 0 } else { grant.remaining });
                 assert_eq!(view.in_flight.micro(), self.model.in_flight(index));
                 assert!(grant.remaining >= 0);
-                let parts =
-                    grant.remaining + grant.expired + grant.settled + grant.repaid + self.model.in_flight(index);
-                assert_eq!(parts, grant.amount, "nothing is lost, nothing is made");
+                let gone = grant.expired + grant.settled + grant.repaid + grant.moved;
+                assert_eq!(
+                    grant.remaining + gone + self.model.in_flight(index),
+                    grant.amount,
+                    "nothing is lost, nothing is made"
+                );
             }
             let statement = self.ledger.statement(name, None, None).unwrap();
             assert_eq!(statement.in_flight, view.in_flight);
             assert_eq!(statement.closing.micro() - statement.in_flight.micro(), view.balance.micro());
-            assert!(statement.lines.iter().all(|line| line.balance_after.micro() >= -OVERDRAFTS[wallet]));
+            assert!(statement.lines.iter().all(|line| line.balance_after.micro() >= -overdraft(wallet)));
         }
     }
 }

@@ -186,7 +186,7 @@ fn an_active_writer_settles_for_the_dead_without_being_reopened() {
     let patience = Instant::now() + Duration::from_secs(20);
     while ledger.health().unwrap().open_requests > 0 {
         assert!(Instant::now() < patience, "nobody settled for the dead");
-        ledger.thaw("ada").unwrap();
+        ledger.thaw("ada", None).unwrap();
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(balance(&ledger, "ada"), credits(1000 - 4 * 13));
@@ -236,13 +236,13 @@ fn whoever_holds_the_lock_for_ever_is_not_waited_for() {
     thread::scope(|scope| {
         scope.spawn(|| busy(Ledger::open(&home.path()).map(drop)));
         scope.spawn(|| busy(Ledger::open_read_only(&home.path()).map(drop)));
-        scope.spawn(|| busy(ledger.freeze("ada").map(drop)));
+        scope.spawn(|| busy(ledger.freeze("ada", None).map(drop)));
         assert_eq!(balance(&ledger, "ada"), credits(1000), "reading needs no lock");
     });
     holder.child.kill().unwrap();
     holder.finish();
     assert!(!ledger.wallet("ada").unwrap().frozen);
-    ledger.freeze("ada").unwrap();
+    ledger.freeze("ada", None).unwrap();
     drop(open(&home.path()));
     verify(&ledger);
 }
@@ -320,8 +320,8 @@ fn administer_for_another(ledger: &Ledger) {
     let refused = |error: &LedgerError| matches!(error, LedgerError::NotOwner { .. });
     assert!(ledger.create_wallet("bob", None).is_err_and(|error| refused(&error)));
     assert!(ledger.grant(GrantRequest::new("ada", credits(1))).is_err_and(|error| refused(&error)));
-    assert!(ledger.freeze("ada").is_err_and(|error| refused(&error)));
-    assert!(ledger.thaw("ada").is_err_and(|error| refused(&error)));
+    assert!(ledger.freeze("ada", None).is_err_and(|error| refused(&error)));
+    assert!(ledger.thaw("ada", None).is_err_and(|error| refused(&error)));
     assert!(ledger.set_service(true).is_err_and(|error| refused(&error)));
     let starter = Some(StarterGrant { amount: credits(10) });
     assert!(ledger.admit(Admission { starter, ..admission("r", "eve", 2) }).unwrap().wallet_created);

@@ -75,7 +75,7 @@ fn a_key_transfers_once_and_what_cannot_be_moves_nothing() {
         assert!(matches!(ledger.transfer(nonsense), Err(LedgerError::InvalidGrant { .. })));
     }
     assert!(matches!(ledger.transfer(Transfer::new("ada", "eve", credits(1))), Err(LedgerError::UnknownWallet { .. })));
-    ledger.freeze("ada").unwrap();
+    ledger.freeze("ada", None).unwrap();
     assert!(matches!(ledger.transfer(Transfer::new("ada", "bob", credits(1))), Err(LedgerError::Frozen { .. })));
     assert_eq!((balance(&ledger, "ada"), balance(&ledger, "bob")), (credits(2), credits(3)));
     verify(&ledger);

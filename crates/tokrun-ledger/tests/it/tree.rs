@@ -107,12 +107,12 @@ fn what_stands_under_a_frozen_wallet_is_frozen() {
     let home = Home::new();
     let ledger = company(&home);
     ledger.admit(admission("r1", "ada", 1)).unwrap();
-    ledger.freeze("acme").unwrap();
+    ledger.freeze("acme", None).unwrap();
     assert!(ledger.wallet("ada").unwrap().frozen);
     let refused = ledger.admit(admission("r2", "ada", 1)).unwrap_err();
     assert!(matches!(&refused, LedgerError::Frozen { name } if name == "acme"), "{refused}");
     assert_eq!(debit(&ledger, first_debit("r1", 0, 3)).granted, 3, "what runs may end");
-    ledger.thaw("acme").unwrap();
+    ledger.thaw("acme", None).unwrap();
     ledger.admit(admission("r2", "ada", 1)).unwrap();
 }
 
