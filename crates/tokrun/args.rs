@@ -10,11 +10,13 @@ mod agreed;
 mod bench;
 mod books;
 mod compute;
+mod people;
 
-pub(crate) use agreed::{EventsArgs, LimitCommand, LimitSetArgs, Span};
+pub(crate) use agreed::{BudgetArgs, EventsArgs, LimitCommand, LimitSetArgs, ProjectCommand, Span};
 pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
+pub(crate) use people::{ApproveArgs, DelegateArgs, KeyCommand, KeyCreateArgs, RequestArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
 #[derive(Debug, Parser)]
@@ -58,7 +60,13 @@ pub(crate) enum Command {
     /// Create, fill, show and freeze wallets.
     #[command(subcommand)]
     Wallet(WalletCommand),
-    /// Requests, tokens, speed and latency by user, model or day.
+    /// Create, show, rotate and revoke access keys.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Budgets of projects, which cut across wallets.
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Requests, tokens, speed and latency by user, model, project, key or day.
     Usage(UsageArgs),
     /// What somebody should hear of: limits and grants that are nearly, or wholly, used.
     Events(EventsArgs),
@@ -271,6 +279,9 @@ pub(crate) enum WalletCommand {
         /// Let it stand under no wallet.
         #[arg(long, conflicts_with = "parent")]
         no_parent: bool,
+        /// Changing twice under the same key changes once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// Add an allowance to a wallet.
     Grant(GrantArgs),
@@ -333,11 +344,58 @@ pub(crate) enum WalletCommand {
     Freeze {
         /// Whose.
         user: String,
+        /// Freezing twice under the same key freezes once, whatever was thawed meanwhile.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// Allow them again.
     Thaw {
         /// Whose.
         user: String,
+        /// Thawing twice under the same key thaws once, whatever was frozen meanwhile.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
+    /// Ask for an allowance; whoever may grant it hears of it.
+    Request(RequestArgs),
+    /// What was asked for, and what came of it.
+    Requests {
+        /// Only for this wallet.
+        user: Option<String>,
+        /// Only what nobody has answered.
+        #[arg(long)]
+        open: bool,
+    },
+    /// Give what was asked for, once.
+    Approve(ApproveArgs),
+    /// Give nothing, and say why.
+    Deny {
+        /// Its id, as `wallet requests` tells it.
+        id: String,
+        /// Why; kept outside the hashed books.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Denying twice under the same key denies once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+    },
+    /// Open a wallet under another one for an agent or a script, with a part of what that has, and no more.
+    Delegate(DelegateArgs),
+    /// End a delegation: what is left goes back to the grants that it came from.
+    Revoke {
+        /// The delegated wallet.
+        name: String,
+    },
+    /// Close the wallet of somebody who leaves, for good: with its delegations, keys, and all that would still come.
+    Close {
+        /// Whose.
+        user: String,
+        /// The wallet that gets what is left; without it, what is left is void.
+        #[arg(long, value_name = "WALLET")]
+        to: Option<String>,
+        /// Closing twice under the same key closes once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// Create, change and fill wallets as a table says: all of it, or nothing.
     Import(ImportArgs),
@@ -497,6 +555,8 @@ pub(crate) struct UsageArgs {
 pub(crate) enum GroupBy {
     User,
     Model,
+    Project,
+    Key,
     Day,
 }
 

@@ -195,6 +195,13 @@ impl From<&LedgerError> for Failure {
             E::NotSettled { .. } => (Status::Unknown, "unknown_request"),
             E::Frozen { .. } => (Status::Allowance, "wallet_frozen"),
             E::UnknownLimit { .. } => (Status::Unknown, "unknown_limit"),
+            E::UnknownAsk { .. } => (Status::Unknown, "unknown_request"),
+            E::Answered { .. } => (Status::Failed, "answered"),
+            E::WalletClosed { .. } => (Status::Allowance, "wallet_closed"),
+            E::UnknownKey { .. } => (Status::Unknown, "unknown_key"),
+            E::KeyExists { .. } => (Status::Failed, "key_exists"),
+            E::KeyRefused { .. } => (Status::Allowance, "key_refused"),
+            E::KeyScope { .. } => (Status::Allowance, "key_scope"),
             E::UnknownEvent { .. } => (Status::Unknown, "unknown_event"),
             E::Limited { .. } => (Status::Allowance, "limit_reached"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
@@ -205,6 +212,7 @@ impl From<&LedgerError> for Failure {
             | E::InvalidReversal { .. }
             | E::Row { .. }
             | E::InvalidLimit { .. }
+            | E::InvalidKey { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),

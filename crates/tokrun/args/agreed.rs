@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use tokrun_ledger::Credits;
 
-use super::instant_back;
+use super::{Every, instant_back};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LimitCommand {
@@ -18,6 +18,9 @@ pub(crate) enum LimitCommand {
     Remove {
         /// Its id, as `wallet limit list` tells it.
         id: String,
+        /// Removing twice under the same key is no error.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
 }
 
@@ -70,6 +73,35 @@ pub(crate) enum Span {
     Day,
     Week,
     Month,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProjectCommand {
+    /// Set how many credits all requests of a project may spend together; each is still paid by its own wallet.
+    Budget(BudgetArgs),
+    /// The projects that were booked under or have a budget, and what they spent.
+    List {
+        /// Count requests that ended at or after this instant: a date, an instant, or how long ago (`30d`).
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, value_parser = instant_back)]
+        since: Option<jiff::Timestamp>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BudgetArgs {
+    /// The project.
+    pub(crate) project: String,
+    /// How many credits.
+    pub(crate) amount: Credits,
+    /// After which it begins anew, in UTC.
+    #[arg(long, value_enum, value_name = "PERIOD", default_value = "month")]
+    pub(crate) every: Every,
+    /// At which percentages of it an event is raised.
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',', default_values_t = tokrun_ledger::WARN_PERCENT)]
+    pub(crate) warn: Vec<u8>,
+    /// Setting twice under the same key sets once.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
 }
 
 #[derive(Debug, Args)]

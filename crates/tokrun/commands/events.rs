@@ -60,6 +60,16 @@ fn line(event: &EventView, format: Format) {
 /// `80 % of 1000 tokens a day of wallet ada`.
 fn in_words(event: &EventView) -> String {
     let data = &event.data;
+    let asked = &data["request"];
+    if let Some(state) = asked["state"].as_str() {
+        let wallet = data["wallet"].as_str().unwrap_or("a wallet");
+        let amount = &asked["amount"];
+        return match state {
+            "open" => format!("{wallet} asks for {amount} credits: {}", asked["id"].as_str().unwrap_or_default()),
+            "approved" => format!("{wallet} is given {} of {amount} credits", asked["given"]),
+            _ => format!("{wallet} is denied {amount} credits"),
+        };
+    }
     let percent = &data["percent"];
     match data["limit"]["what"].as_str() {
         Some(what) => format!("{percent} % of {what}"),

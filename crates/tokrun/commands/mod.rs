@@ -7,8 +7,10 @@ mod doctor;
 mod events;
 mod export;
 mod generate;
+mod key;
 mod ledger;
 mod model;
+mod project;
 mod usage;
 mod wallet;
 
@@ -34,6 +36,8 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
         Command::Bench(args) => bench::run(&args, format),
         Command::Model(command) => model::run(command, format),
         Command::Wallet(command) => wallet::run(command, format),
+        Command::Key(command) => key::run(command, format),
+        Command::Project(command) => project::run(command, format),
         Command::Usage(args) => usage::run(&args, format),
         Command::Events(args) => events::run(&args, format),
         Command::Ledger(command) => ledger::run(command, format),

@@ -12,6 +12,8 @@ pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
     let (by, name) = match args.by {
         GroupBy::User => (UsageBy::User, "user"),
         GroupBy::Model => (UsageBy::Model, "model"),
+        GroupBy::Project => (UsageBy::Project, "project"),
+        GroupBy::Key => (UsageBy::Key, "key"),
         GroupBy::Day => (UsageBy::Day { time_zone: jiff::tz::TimeZone::system() }, "day"),
     };
     let rows = answer::ledger_to_read()?.usage(&UsageQuery { by, since: args.since, until: args.until })?;

@@ -2,21 +2,23 @@
 
 mod grants;
 mod import;
-mod limits;
+pub(super) mod limits;
+mod requests;
 mod reversals;
 mod show;
 mod statement;
 mod terms;
 
-use tokrun_ledger::{Correction, NewWallet, Period, Refund, Transfer};
+use tokrun_ledger::{Closing, Correction, Delegate, NewWallet, Period, Refund, Transfer, WalletChange};
 
 use super::answer;
-use crate::args::{Every, Format, WalletCommand};
+use crate::args::{DelegateArgs, Every, Format, WalletCommand};
 use crate::failure::{Failure, Status};
 use crate::home;
 
 pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Failure> {
-    let looks = matches!(command, WalletCommand::List | WalletCommand::Show { .. } | WalletCommand::Statement(_));
+    use WalletCommand as W;
+    let looks = matches!(command, W::List | W::Show { .. } | W::Statement(_) | W::Requests { .. });
     let ledger = if looks { answer::ledger_to_read()? } else { answer::ledger()? };
     let own_or = |user: Option<String>| user.map_or_else(home::account, Ok);
     match command {
@@ -29,8 +31,9 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
             let new = NewWallet { idempotency_key, ..terms::new_wallet(user, terms) };
             show::show(&ledger.open_wallet(new)?, format);
         }
-        WalletCommand::Set { user, terms, no_parent } => {
-            show::show(&ledger.change_wallet(&user, terms::change(terms, no_parent))?, format);
+        WalletCommand::Set { user, terms, no_parent, idempotency_key } => {
+            let change = WalletChange { idempotency_key, ..terms::change(terms, no_parent) };
+            show::show(&ledger.change_wallet(&user, change)?, format);
         }
         WalletCommand::Deposit(args) => grants::deposit(&ledger, args, format)?,
         WalletCommand::Grant(args) => grants::grant(&ledger, args, format)?,
@@ -48,12 +51,28 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
         }
         WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
         WalletCommand::Limit(command) => limits::run(&ledger, command, format)?,
-        WalletCommand::Freeze { user } => show::show(&ledger.freeze(&user)?, format),
-        WalletCommand::Thaw { user } => show::show(&ledger.thaw(&user)?, format),
+        WalletCommand::Freeze { user, idempotency_key } => show::show(&ledger.freeze(&user, idempotency_key)?, format),
+        WalletCommand::Thaw { user, idempotency_key } => show::show(&ledger.thaw(&user, idempotency_key)?, format),
+        WalletCommand::Request(args) => requests::ask(&ledger, args, format)?,
+        WalletCommand::Requests { user, open } => requests::list(&ledger, user.as_deref(), open, format)?,
+        WalletCommand::Approve(args) => requests::approve(&ledger, args, format)?,
+        WalletCommand::Deny { id, reason, idempotency_key } => {
+            requests::show(&ledger.deny(&id, reason, idempotency_key)?, format);
+        }
+        WalletCommand::Delegate(args) => show::show(&ledger.delegate(delegate(args))?, format),
+        WalletCommand::Revoke { name } => show::show(&ledger.revoke(&name)?, format),
+        WalletCommand::Close { user, to, idempotency_key } => {
+            show::show(&ledger.close(Closing { wallet: user, to, idempotency_key })?, format);
+        }
         WalletCommand::Import(args) => import::run(&ledger, &args, format)?,
         WalletCommand::Statement(args) => statement::run(&ledger, &args, format)?,
     }
     Ok(Status::Done)
+}
+
+fn delegate(args: DelegateArgs) -> Delegate {
+    let DelegateArgs { from, name, amount, expires, memo, idempotency_key } = args;
+    Delegate { from, name, amount, expires, memo, idempotency_key }
 }
 
 fn period(every: Every) -> Period {

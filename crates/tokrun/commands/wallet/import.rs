@@ -159,6 +159,7 @@ impl Cells<'_> {
             zone: self.text("zone").map(Some),
             overdraft: self.number("overdraft")?,
             draw: draw.map(|cap| DrawTerms { cap: cap.0, every: every.map(period) }),
+            idempotency_key: None,
         })
     }
 

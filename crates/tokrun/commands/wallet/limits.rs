@@ -23,8 +23,8 @@ pub(crate) fn run(ledger: &Ledger, command: LimitCommand, format: Format) -> Res
                 _ => out!("{} {} of {}", limit.quota, over(limit.span), scope(&limit.scope)),
             }
         }
-        LimitCommand::Remove { id } => {
-            ledger.remove_limit(&id)?;
+        LimitCommand::Remove { id, idempotency_key } => {
+            ledger.remove_limit(&id, idempotency_key)?;
             match format {
                 Format::Json => out!("{}", json!({ "id": id })),
                 _ => out!("removed"),
@@ -84,7 +84,7 @@ fn scope(scope: &LimitScope) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-fn over(span: LimitSpan) -> &'static str {
+pub(crate) fn over(span: LimitSpan) -> &'static str {
     match span {
         LimitSpan::Request => "a request",
         LimitSpan::Running => "at once",
@@ -96,7 +96,7 @@ fn over(span: LimitSpan) -> &'static str {
     }
 }
 
-fn json_limit(limit: &LimitView) -> Value {
+pub(crate) fn json_limit(limit: &LimitView) -> Value {
     json!({
         "id": limit.id,
         "scope": limit.scope,

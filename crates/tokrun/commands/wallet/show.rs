@@ -21,10 +21,18 @@ pub(super) fn list(wallets: &[WalletView], format: Format) {
             output::credits(wallet.balance),
             output::credits(wallet.drawable),
             output::credits(wallet.in_flight),
-            if wallet.frozen { "frozen" } else { "" }.to_owned(),
+            condition(wallet).to_owned(),
         ]
     });
     out!("{}", output::table(&["wallet", "kind", "balance", "may draw", "in flight", ""], &[2, 3, 4], rows));
+}
+
+fn condition(wallet: &WalletView) -> &'static str {
+    match wallet {
+        WalletView { closed: Some(_), .. } => "closed",
+        WalletView { frozen: true, .. } => "frozen",
+        _ => "",
+    }
 }
 
 /// Every wallet below its parent, with how deep it stands.
@@ -80,8 +88,12 @@ pub(super) fn show(wallet: &WalletView, format: Format) {
         out!("{}", json_wallet(wallet));
         return;
     }
-    let frozen = if wallet.frozen { ", frozen" } else { "" };
-    out!("{}: {} credits{frozen}", wallet.name, output::credits(wallet.balance));
+    let separator = if wallet.frozen { ", " } else { "" };
+    out!("{}: {} credits{separator}{}", wallet.name, output::credits(wallet.balance), condition(wallet));
+    if let Some(delegation) = &wallet.delegation {
+        let until = delegation.expires.map_or_else(String::new, |expires| format!(", until {expires}"));
+        out!("delegated by {}, with {} at first{until}", delegation.from, output::credits(delegation.amount));
+    }
     if wallet.in_flight != Credits::ZERO {
         out!("in flight: {}", output::credits(wallet.in_flight));
     }
@@ -164,6 +176,13 @@ pub(super) fn json_wallet(wallet: &WalletView) -> Value {
         "in_flight": output::credits_json(wallet.in_flight),
         "unit": "credits",
         "frozen": wallet.frozen,
+        "closed": wallet.closed,
+        "delegation": wallet.delegation.as_ref().map(|delegation| json!({
+            "from": delegation.from,
+            "amount": output::credits_json(delegation.amount),
+            "created": delegation.created,
+            "expires": delegation.expires,
+        })),
         "recurring": wallet.recurring.iter().map(json_recurring).collect::<Value>(),
         "grants": wallet.grants.iter().map(json_grant).collect::<Value>(),
     })

@@ -25,6 +25,7 @@ pub(super) fn change(terms: TermsArgs, no_parent: bool) -> WalletChange {
         zone: terms.zone.map(Some),
         overdraft: terms.overdraft,
         draw: terms.draw.map(|cap| DrawTerms { cap: cap.0, every }),
+        idempotency_key: None,
     }
 }
 

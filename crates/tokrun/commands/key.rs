@@ -1,0 +1,115 @@
+//! `tokrun key`: who may act for a wallet over a service.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokrun_ledger::{CreatedKey, KeyView, NewKey};
+
+use super::answer;
+use crate::args::{Format, KeyCommand, KeyCreateArgs};
+use crate::failure::{Failure, Status};
+use crate::output;
+
+pub(crate) fn run(command: KeyCommand, format: Format) -> Result<Status, Failure> {
+    match command {
+        KeyCommand::Create(args) => tell(&answer::ledger()?.create_key(new(args))?, format),
+        KeyCommand::List { wallet } => list(&answer::ledger_to_read()?.keys(wallet.as_deref())?, format),
+        KeyCommand::Show { key } => show(&answer::ledger_to_read()?.key(&key)?, format),
+        KeyCommand::Rotate { key, grace, idempotency_key } => {
+            tell(&answer::ledger()?.rotate_key(&key, grace, idempotency_key)?, format);
+        }
+        KeyCommand::Revoke { key } => show(&answer::ledger()?.revoke_key(&key)?, format),
+    }
+    Ok(Status::Done)
+}
+
+fn new(args: KeyCreateArgs) -> NewKey {
+    NewKey {
+        wallet: args.wallet,
+        name: args.name,
+        role: args.role,
+        models: args.models,
+        project: args.project,
+        expires: args.expires,
+        idempotency_key: args.idempotency_key,
+    }
+}
+
+/// In text, stdout has the secret and nothing else, for scripts to take.
+fn tell(created: &CreatedKey, format: Format) {
+    if format == Format::Json {
+        let mut shown = json_key(&created.view);
+        shown["secret"] = json!(created.secret);
+        out!("{shown}");
+        return;
+    }
+    match &created.secret {
+        Some(secret) => {
+            say!("the secret of {}, shown this once and kept nowhere:", output::plain(&created.view.name));
+            out!("{secret}");
+        }
+        None => say!("{} is there already; its secret was shown when it was made", output::plain(&created.view.name)),
+    }
+}
+
+fn list(keys: &[KeyView], format: Format) {
+    if format == Format::Json {
+        out!("{}", Value::from_iter(keys.iter().map(json_key)));
+        return;
+    }
+    let rows = keys.iter().map(|key| {
+        vec![
+            output::plain(&key.name),
+            key.wallet.clone(),
+            key.role.to_string(),
+            scope(key),
+            key.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string()),
+            state(key).to_owned(),
+            key.id.clone(),
+        ]
+    });
+    out!("{}", output::table(&["key", "wallet", "role", "for", "expires", "", "id"], &[], rows));
+}
+
+fn show(key: &KeyView, format: Format) {
+    match format {
+        Format::Json => out!("{}", json_key(key)),
+        _ => out!(
+            "{}: {} of {}, for {}, {}; created {}, expires {}",
+            output::plain(&key.name),
+            key.role,
+            key.wallet,
+            scope(key),
+            state(key),
+            key.created,
+            key.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string())
+        ),
+    }
+}
+
+fn scope(key: &KeyView) -> String {
+    let models = key.models.as_ref().map_or_else(|| "all models".to_owned(), ToString::to_string);
+    key.project.as_ref().map_or_else(|| models.clone(), |project| format!("{models} in {}", output::plain(project)))
+}
+
+fn state(key: &KeyView) -> &'static str {
+    match key {
+        KeyView { revoked: Some(_), .. } => "revoked",
+        KeyView { expires: Some(expires), .. } if *expires <= Timestamp::now() => "expired",
+        _ => "valid",
+    }
+}
+
+fn json_key(key: &KeyView) -> Value {
+    json!({
+        "id": key.id,
+        "name": key.name,
+        "wallet": key.wallet,
+        "role": key.role,
+        "models": key.models,
+        "project": key.project,
+        "created": key.created,
+        "expires": key.expires,
+        "revoked": key.revoked,
+        "state": state(key),
+    })
+}
