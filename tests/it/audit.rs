@@ -11,7 +11,7 @@ use crate::support::{Home, text, tiny_model};
 
 /// Arguments with which commands do something, in an order in which they can. `MODEL` is a tiny one, `FILE` a new file,
 /// `TABLE` one to import. A command that is missing here is run without any, and may refuse that.
-const RUNS: [&str; 33] = [
+const RUNS: [&str; 49] = [
     "wallet create ada",
     "wallet create bob",
     "wallet set ada --overdraft 5",
@@ -30,6 +30,22 @@ const RUNS: [&str; 33] = [
     "wallet void none",
     "wallet refund none",
     "wallet correct none",
+    "key create ada ci",
+    "key rotate ci",
+    "key list ada",
+    "key show ci",
+    "key revoke ci",
+    "project budget web 100 --every week",
+    "project list",
+    "wallet request 5 --user ada --reason demo",
+    "wallet requests --open",
+    "wallet approve none",
+    "wallet deny none",
+    "wallet create leaver",
+    "wallet grant leaver 9",
+    "wallet delegate leaver agent 5",
+    "wallet revoke agent",
+    "wallet close leaver --to ada",
     "ledger anchor",
     "usage",
     "usage --by day",

@@ -17,6 +17,7 @@ mod export;
 mod import;
 mod latency;
 mod limits;
+mod people;
 mod statements;
 mod structured;
 mod support;

@@ -129,7 +129,7 @@ pub(crate) fn shut(tx: &mut Tx<'_>, wallet: &Wallet, rest: Rest) -> Result<()> {
 
 /// Refuses to close what others stand under.
 fn require_childless(tx: &Tx<'_>, wallet: &Wallet) -> Result<()> {
-    let sql = "SELECT coalesce(n.name, w.seq) FROM wallet w LEFT JOIN wallet_name n ON n.wallet = w.seq \
+    let sql = "SELECT coalesce(n.name, a.id) FROM wallet w JOIN account a ON a.seq = w.seq LEFT JOIN wallet_name n ON n.wallet = w.seq \
          WHERE w.parent = ?1 AND w.seq NOT IN (SELECT wallet FROM closure) ORDER BY 1 LIMIT 1";
     let child: Option<String> = tx.conn.prepare_cached(sql)?.query_row([wallet.seq], |row| row.get(0)).optional()?;
     match child {

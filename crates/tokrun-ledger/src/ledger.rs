@@ -18,9 +18,9 @@ use crate::{
     Admission, Admitted, Anchor, Correction, Debit, Debited, Deposit, ExportedEntry, ExportedRequest, Forecast,
     GrantRequest, GrantView, Health, ImportRow, ImportedRow, KeyView, LedgerError, NewWallet, RecurringGrant,
     RecurringView, Refund, Result, Reversed, Settled, Settlement, Share, Statement, StatementQuery, Transfer,
-    Transferred, UsageQuery, UsageRow, VerifyReport, Vesting, WalletChange, WalletView, admin, anchor, backup, deposit,
-    export, forecast, health, import, query, recurrence, request, reversal, statement, store, transfer, usage, verify,
-    wallets,
+    Transferred, UsageQuery, UsageRow, VerifyReport, Vesting, WalletChange, WalletView, admin, anchor, backup, chain,
+    deposit, export, forecast, health, import, query, record, recurrence, request, reversal, statement, store,
+    transfer, usage, verify, wallets,
 };
 
 /// Microseconds since 1970 UTC. Read at every commit, and whenever something is shown.
@@ -150,8 +150,8 @@ impl Ledger {
         Ok(Inner { place, clock, reader: Mutex::new(Some(reader)), writer: None, lock }.into())
     }
 
-    /// The same ledger for what a service does for the owner of a key: what is agreed on through it is recorded with the
-    /// key's id. Whether they [may](crate::Role::may) is for the service to ask.
+    /// The same ledger for what a service does for the owner of a key: what is agreed on or given through it is recorded
+    /// with the key's id. Whether they [may](crate::Role::may) is for the service to ask.
     pub fn acting_for(&self, key: &KeyView) -> Ledger {
         Ledger { inner: Arc::clone(&self.inner), actor: Some(key.id.as_str().into()) }
     }
@@ -424,7 +424,12 @@ impl Ledger {
         if self.inner.writer.is_some() {
             self.inner.place.require_owner()?;
         }
-        self.write(work)
+        self.write(move |tx| {
+            let before = chain::head(tx.conn)?.entry;
+            let outcome = work(tx)?;
+            record::acted(tx, before)?;
+            Ok(outcome)
+        })
     }
 
     /// Does `work` on the writer thread and waits until it is durable.

@@ -5,6 +5,7 @@
 //! and [`check`] finds every one that says something else, is missing, or was never agreed.
 
 use rusqlite::{Connection, OptionalExtension};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -33,9 +34,12 @@ const KINDS: [&Kind; 5] = [
     &crate::closing::RECORDED,
 ];
 
+/// Of the entries that say who had the entries before them written.
+const ACTED: &str = "act";
+
 /// Whether entries of this kind have no postings.
 pub(crate) fn is_kind(kind: &str) -> bool {
-    KINDS.iter().any(|known| known.set == kind || known.ended == Some(kind))
+    kind == ACTED || KINDS.iter().any(|known| known.set == kind || known.ended == Some(kind))
 }
 
 /// Records a row that was just written.
@@ -51,6 +55,17 @@ pub(crate) fn set(tx: &Tx<'_>, kind: &Kind, seq: i64) -> Result<()> {
 /// Records that what has this id holds no longer; its row is to be deleted.
 pub(crate) fn end(tx: &Tx<'_>, kind: &Kind, id: &str) -> Result<()> {
     append(tx, kind.ended.expect("what is deleted can end"), id, "{}").map(drop)
+}
+
+/// Records who acted, if somebody moved money behind entry `before`: those entries name nobody.
+pub(crate) fn acted(tx: &Tx<'_>, before: i64) -> Result<()> {
+    let Some(actor) = &tx.actor else { return Ok(()) };
+    let sql = "SELECT EXISTS (SELECT 1 FROM posting WHERE entry > ?1)";
+    if tx.conn.prepare_cached(sql)?.query_row([before], |row| row.get(0))? {
+        let body = json!({ "from": before + 1, "to": chain::head(tx.conn)?.entry });
+        append(tx, ACTED, actor, &body.to_string())?;
+    }
+    Ok(())
 }
 
 fn append(tx: &Tx<'_>, kind: &str, id: &str, body: &str) -> Result<i64> {
@@ -102,7 +117,8 @@ fn check_records(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
     let sql = "SELECT e.id, e.kind, e.subject_digest, r.kind, r.subject, r.body, r.actor FROM entry e \
          LEFT JOIN record r ON r.entry = e.id WHERE r.entry IS NOT NULL OR e.kind IN (SELECT value FROM json_each(?1)) \
          ORDER BY e.id";
-    let kinds: Vec<&str> = KINDS.iter().flat_map(|kind| [Some(kind.set), kind.ended]).flatten().collect();
+    let kinds: Vec<&str> =
+        KINDS.iter().flat_map(|kind| [Some(kind.set), kind.ended]).flatten().chain([ACTED]).collect();
     let mut statement = conn.prepare(sql)?;
     let mut rows = statement.query([serde_json::Value::from(kinds).to_string()])?;
     while let Some(row) = rows.next()? {

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use fastrand::Rng;
 use tempfile::TempDir;
 use tokrun_ledger::{
-    Admission, Credits, Debit, FinishReason, GrantRequest, Ledger, Price, PromptDebit, Result, Settlement, UsageBy,
-    UsageQuery,
+    Admission, Approval, Credits, Debit, Delegate, FinishReason, GrantRequest, Ledger, NewAsk, Price, PromptDebit,
+    Result, Settlement, UsageBy, UsageQuery,
 };
 
 use crate::disk::{Crash, Disk, Faults};
@@ -27,6 +27,9 @@ pub(crate) struct State {
     wallets: BTreeMap<String, Wallet>,
     /// Those that are not settled, and whether their prompt is debited.
     open: BTreeMap<String, (String, bool)>,
+    /// Delegated wallets, and by whom.
+    givers: BTreeMap<String, String>,
+    revoked: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,7 +42,17 @@ struct Wallet {
 enum Op {
     Create(String),
     Grant(String),
-    Admit { id: String, wallet: String },
+    /// It asks, and is given.
+    Approve(String),
+    Delegate {
+        from: String,
+        name: String,
+    },
+    Revoke(String),
+    Admit {
+        id: String,
+        wallet: String,
+    },
     Debit(Vec<(String, u32)>),
     Settle(String),
 }
@@ -51,9 +64,18 @@ impl State {
         if let Some(name) = missing.filter(|_| self.wallets.is_empty() || rng.u32(..8) == 0) {
             return Op::Create((*name).to_owned());
         }
-        let wallet = rng.choice(self.wallets.keys()).unwrap().clone();
-        if self.wallets[&wallet].granted == 0 || rng.u32(..10) == 0 {
-            return Op::Grant(wallet);
+        let usable: Vec<&String> = self.wallets.keys().filter(|name| !self.revoked.contains(*name)).collect();
+        let wallet = (*rng.choice(&usable).unwrap()).clone();
+        let is_agent = self.givers.contains_key(&wallet);
+        match rng.u32(..20) {
+            0 if is_agent => return Op::Revoke(wallet),
+            1 if !is_agent && self.wallets[&wallet].granted > GRANT => {
+                return Op::Delegate { from: wallet, name: format!("agent-{step}") };
+            }
+            2 if !is_agent => return Op::Approve(wallet),
+            3 | 4 if !is_agent => return Op::Grant(wallet),
+            _ if self.wallets[&wallet].granted == 0 => return Op::Grant(wallet),
+            _ => {}
         }
         if self.open.is_empty() || (self.open.len() < 5 && rng.u32(..4) == 0) {
             return Op::Admit { id: format!("request-{step}"), wallet };
@@ -61,7 +83,8 @@ impl State {
         if rng.u32(..5) == 0 {
             return Op::Settle(rng.choice(self.open.keys()).unwrap().clone());
         }
-        let chosen: BTreeSet<&String> = (0..3).filter_map(|_| rng.choice(self.open.keys())).collect();
+        let runs = |id: &&String| !self.revoked.contains(&self.open[*id].0);
+        let chosen: BTreeSet<&String> = (0..3).filter_map(|_| rng.choice(self.open.keys()).filter(runs)).collect();
         Op::Debit(chosen.into_iter().map(|id| (id.clone(), rng.u32(1..20))).collect())
     }
 
@@ -69,6 +92,20 @@ impl State {
         match op {
             Op::Create(name) => drop(self.wallets.insert(name.clone(), Wallet::default())),
             Op::Grant(wallet) => self.wallets.get_mut(wallet).unwrap().granted += GRANT,
+            Op::Approve(wallet) => self.wallets.get_mut(wallet).unwrap().granted += GRANT,
+            Op::Delegate { from, name } => {
+                self.wallets.get_mut(from).unwrap().granted -= GRANT / 10;
+                self.wallets.insert(name.clone(), Wallet { granted: GRANT / 10, spent: 0 });
+                self.givers.insert(name.clone(), from.clone());
+            }
+            // What its open requests hold follows when they are settled.
+            Op::Revoke(name) => {
+                let agent = self.wallets.get_mut(name).unwrap();
+                let rest = agent.granted - agent.spent;
+                agent.granted = agent.spent;
+                self.wallets.get_mut(&self.givers[name]).unwrap().granted += rest;
+                self.revoked.insert(name.clone());
+            }
             Op::Admit { id, wallet } => drop(self.open.insert(id.clone(), (wallet.clone(), false))),
             Op::Debit(debits) => {
                 for (id, tokens) in debits {
@@ -85,6 +122,13 @@ impl State {
         match op {
             Op::Create(name) => ledger.create_wallet(name, None).map(drop),
             Op::Grant(wallet) => ledger.grant(GrantRequest::new(wallet, credits(GRANT))).map(drop),
+            Op::Approve(wallet) => {
+                let (wallet, amount) = (wallet.clone(), credits(GRANT));
+                let asked = ledger.ask(NewAsk { wallet, amount, reason: None, idempotency_key: None })?;
+                ledger.approve(Approval::new(asked.id)).map(drop)
+            }
+            Op::Delegate { from, name } => ledger.delegate(Delegate::new(from, name, credits(GRANT / 10))).map(drop),
+            Op::Revoke(name) => ledger.revoke(name).map(drop),
             Op::Admit { id, wallet } => ledger.admit(admission(id, wallet)).map(drop),
             Op::Debit(debits) => self.ask_debit(ledger, debits),
             Op::Settle(id) => ledger.settle(Settlement::new(id, FinishReason::Stop)).map(drop),

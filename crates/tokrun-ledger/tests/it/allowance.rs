@@ -558,7 +558,7 @@ fn health_tells_what_is_there_and_the_probe_leaves_nothing_behind() {
     fund(&ledger, "ada", 10);
     ledger.admit(admission("r", "ada", 1)).unwrap();
     let health = ledger.health().unwrap();
-    assert_eq!((health.schema_version, health.entries, health.wallets, health.open_requests), (6, 1, 1, 1));
+    assert_eq!((health.schema_version, health.entries, health.wallets, health.open_requests), (7, 1, 1, 1));
     assert_eq!((health.service, health.bad), (false, None));
     assert_eq!(health.path, ledger.path());
     let disk = tempfile::tempdir().unwrap();

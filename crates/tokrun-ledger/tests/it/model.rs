@@ -384,12 +384,14 @@ impl Model {
                 let (priority, expires_us, scoped) = (source.priority, source.expires_us, source.scoped);
                 self.grant(to, part, priority, self.now_us + 1, expires_us, scoped);
                 received.push(self.grants.len() - 1);
-                let grant = self.grants.last_mut().unwrap();
-                (grant.effective_us, grant.source) = (self.now_us, Some(index));
+                self.grants.last_mut().unwrap().source = Some(index);
             }
         }
         assert_eq!(amount, 0);
-        received.into_iter().for_each(|index| self.repay(index));
+        for index in received {
+            self.grants[index].effective_us = self.now_us;
+            self.repay(index);
+        }
     }
 
     fn shut(&mut self, wallet: usize, rest: Rest) {
