@@ -16,18 +16,26 @@ use crate::{files, parallel, root};
 /// Targets of a file that names none by a line `// targets: sm_80 sm_90a`. What sm_90 adds is programmatic dependent launch.
 const DEFAULT_TARGETS: &[&str] = &["sm_80", "sm_90"];
 
-/// Makes `kernels/ptx` anew. With `check` it changes nothing, and fails where the sources say something else. Either way the
-/// assembler has to take all of it for every card, without spilling registers at sm_90.
-pub(crate) fn run(check: bool) -> Result<()> {
+/// Makes `kernels/ptx` anew, or only the files of these modules. With `check` it changes nothing, and fails where the sources
+/// say something else. Either way the assembler has to take all of it for every card, without spilling registers at sm_90.
+pub(crate) fn run(check: bool, modules: &[&str]) -> Result<()> {
     let toolchain = Toolchain::find()?;
     let directory = root().join("kernels/ptx");
-    let sources = files(&root().join("kernels"), "cu")?;
+    let mut sources = files(&root().join("kernels"), "cu")?;
+    let is_asked =
+        |file: &Path| modules.is_empty() || modules.iter().any(|module| module_of(file).as_deref() == Some(*module));
+    sources.retain(|source| is_asked(source));
+    if sources.is_empty() {
+        bail!("there is no kernels/{}.cu", modules.join(".cu, kernels/"));
+    }
     let images: Vec<Image> =
         parallel::map(sources, |source| compile(&toolchain, &source))?.into_iter().flatten().collect();
+    let mut committed = files(&directory, "ptx")?;
+    committed.retain(|file| is_asked(file));
     if check {
-        compare(&images, &directory)?;
+        compare(&images, &directory, committed)?;
     } else {
-        write(&images, &directory)?;
+        write(&images, &directory, committed)?;
     }
 
     let jobs = ARCHITECTURES.iter().flat_map(|&architecture| assembly::chosen(&images, architecture)).collect();
@@ -50,7 +58,7 @@ fn compile(toolchain: &Toolchain, source: &Path) -> Result<Vec<Image>> {
     let text = fs::read_to_string(source)?;
     let named = text.lines().find_map(|line| line.strip_prefix("// targets: "));
     let targets = named.map_or(DEFAULT_TARGETS.to_vec(), |named| named.split_whitespace().collect());
-    let module = source.file_stem().context("a file")?.to_string_lossy().into_owned();
+    let module = module_of(source).context("a file")?;
     let mut images: Vec<Image> = Vec::new();
     for target in targets {
         let image = Image { module: module.clone(), target: target.to_owned(), ptx: toolchain.ptx(source, target)? };
@@ -61,11 +69,15 @@ fn compile(toolchain: &Toolchain, source: &Path) -> Result<Vec<Image>> {
     Ok(images)
 }
 
+/// `norm` of `norm.cu` and `norm.sm_80.ptx`.
+fn module_of(file: &Path) -> Option<String> {
+    Some(file.file_name()?.to_str()?.split('.').next()?.to_owned())
+}
+
 // --- the committed files
 
-fn write(images: &[Image], directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    for stale in files(directory, "ptx")? {
+fn write(images: &[Image], directory: &Path, committed: Vec<PathBuf>) -> Result<()> {
+    for stale in committed {
         fs::remove_file(stale)?;
     }
     for image in images {
@@ -74,11 +86,11 @@ fn write(images: &[Image], directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compare(images: &[Image], directory: &Path) -> Result<()> {
+fn compare(images: &[Image], directory: &Path, committed: Vec<PathBuf>) -> Result<()> {
     let mut wanted: BTreeMap<PathBuf, &str> =
         images.iter().map(|image| (directory.join(image.file_name()), &*image.ptx)).collect();
     let mut differing = Vec::new();
-    for file in files(directory, "ptx")? {
+    for file in committed {
         if wanted.remove(&file).is_none_or(|ptx| fs::read_to_string(&file).ok().as_deref() != Some(ptx)) {
             differing.push(file);
         }

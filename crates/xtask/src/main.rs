@@ -18,8 +18,10 @@ cargo xtask fake-driver [--sanitize | --test]
                                       build a CUDA driver that runs the kernels on the processor, for tests; prints its
                                       directory: LD_LIBRARY_PATH=$(cargo xtask fake-driver) cargo test;
                                       --sanitize: with the address sanitizer; --test: test the driver itself
-cargo xtask kernels [--check]         make kernels/ptx anew, or fail if it is not what kernels/*.cu say; shows what each kernel
-                                      takes on each card (needs python3; installs the compiler into target/cuda-venv)
+cargo xtask kernels [--check] [NAME...]
+                                      make kernels/ptx anew, or fail if it is not what kernels/*.cu say, of all files or of these;
+                                      shows what each kernel takes on each card (needs python3; installs the compiler into
+                                      target/cuda-venv)
 cargo xtask gpu [--try]               make target/gpu, which checks and measures tokrun on a machine with a card: target/gpu/run.sh;
                                       --try: of the development profile, and run it once on the driver for tests
 cargo xtask fixtures                  make tests/fixtures anew (needs python3; installs the pinned packages into target/fixtures-venv)";
@@ -32,8 +34,8 @@ fn main() -> ExitCode {
         ["fake-driver"] => fake_driver(false),
         ["fake-driver", "--sanitize"] => fake_driver(true),
         ["fake-driver", "--test"] => fake_driver::test(),
-        ["kernels"] => kernels::run(false),
-        ["kernels", "--check"] => kernels::run(true),
+        ["kernels", "--check", ref modules @ ..] => kernels::run(true, modules),
+        ["kernels", ref modules @ ..] => kernels::run(false, modules),
         ["gpu"] => gpu::run(false),
         ["gpu", "--try"] => gpu::run(true),
         ["fixtures"] => fixtures(),
@@ -55,7 +57,7 @@ fn ci() -> Result<()> {
     run("cargo", &["fmt", "--all", "--check"])?;
     run("cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     run("cargo", &["test"])?;
-    kernels::run(true)?;
+    kernels::run(true, &[])?;
     fake_driver::test()?;
     let driver = fake_driver::build(false)?;
     // The tests of whatever crate that say so in their names, and all of the backend's.
