@@ -21,16 +21,23 @@ inline uint32_t b_word(void** lanes, int column, int word) {
     return static_cast<Fragments*>(lanes[column * 4 + (word & 3)])->b[word >> 2];
 }
 
-// d += a b, with `Dot` on each word of a row of `a` and a column of `b`.
-template <class Sum, class Dot> inline void mma_16x8(void** lanes, Dot dot) {
-    for (int lane = 0; lane < 32; lane++) {
-        Sum* d = static_cast<Sum*>(static_cast<Fragments*>(lanes[lane])->d);
-        for (int i = 0; i < 4; i++) {
-            int row = lane / 4 + (i >> 1) * 8, column = lane % 4 * 2 + (i & 1);
-            Sum sum = 0;
-            for (int word = 0; word < 8; word++) sum = dot(sum, a_word(lanes, row, word), b_word(lanes, column, word));
-            d[i] += sum;
+// d += a b, of words that `Expand` makes COUNT numbers of. Each sum runs over the columns in order.
+template <class Number, int COUNT, class Expand> inline void mma_16x8(void** lanes, Expand expand) {
+    Number a[16][8 * COUNT], b[8 * COUNT][8], sums[16][8] = {};
+    for (int word = 0; word < 8; word++) {
+        for (int row = 0; row < 16; row++) expand(a_word(lanes, row, word), &a[row][COUNT * word]);
+        for (int column = 0; column < 8; column++) {
+            Number numbers[COUNT];
+            expand(b_word(lanes, column, word), numbers);
+            for (int i = 0; i < COUNT; i++) b[COUNT * word + i][column] = numbers[i];
         }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 8 * COUNT; k++)
+            for (int column = 0; column < 8; column++) sums[row][column] += a[row][k] * b[k][column];
+    for (int lane = 0; lane < 32; lane++) {
+        Number* d = static_cast<Number*>(static_cast<Fragments*>(lanes[lane])->d);
+        for (int i = 0; i < 4; i++) d[i] += sums[lane / 4 + (i >> 1) * 8][lane % 4 * 2 + (i & 1)];
     }
 }
 
@@ -38,9 +45,8 @@ template <class Sum, class Dot> inline void mma_16x8(void** lanes, Dot dot) {
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Fragments mine{a, b, d};
     converge("mma.m16n8k16.bf16", ~0u, &mine, [](void** lanes, unsigned) {
-        mma_16x8<float>(lanes, [](float sum, uint32_t a, uint32_t b) {
-            sum += __uint_as_float(a << 16) * __uint_as_float(b << 16);
-            return sum + __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
+        mma_16x8<float, 2>(lanes, [](uint32_t word, float* v) {
+            v[0] = __uint_as_float(word << 16), v[1] = __uint_as_float(word & 0xffff0000u);
         });
     });
 }
@@ -49,9 +55,9 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Fragments mine{a, b, d};
     converge("mma.m16n8k16.f16", ~0u, &mine, [](void** lanes, unsigned) {
-        mma_16x8<float>(lanes, [](float sum, uint32_t a, uint32_t b) {
+        mma_16x8<float, 2>(lanes, [](uint32_t word, float* v) {
             auto half = [](uint32_t bits) { return static_cast<float>(shim_cast<_Float16>(static_cast<uint16_t>(bits))); };
-            return sum + half(a) * half(b) + half(a >> 16) * half(b >> 16);
+            v[0] = half(word), v[1] = half(word >> 16);
         });
     });
 }
@@ -60,8 +66,8 @@ inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32
 inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Fragments mine{a, b, d};
     converge("mma.m16n8k32.s8", ~0u, &mine, [](void** lanes, unsigned) {
-        mma_16x8<int>(lanes, [](int sum, uint32_t a, uint32_t b) {
-            return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
+        mma_16x8<int, 4>(lanes, [](uint32_t word, int* v) {
+            for (int i = 0; i < 4; i++) v[i] = static_cast<int8_t>(word >> (8 * i));
         });
     });
 }
