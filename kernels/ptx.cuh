@@ -80,6 +80,16 @@ __device__ __forceinline__ void load_matrices(unsigned (&d)[4], const void* row)
 #endif
 }
 
+// The same, each matrix turned: lane l gets from column l / 4 of each the rows 2 (l % 4) and the next, of values of 16 bits.
+__device__ __forceinline__ void load_matrices_turned(unsigned (&d)[4], const void* row) {
+#ifdef CUDA_SHIM
+    shim::ldmatrix<4, true>(d, row);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+#endif
+}
+
 // Products on tensor cores: d [16, 8] += a [16, 32 bytes] * b [8, 32 bytes]^T. Lane l has in d columns 2 (l % 4) and the next
 // of rows l / 4 and 8 + l / 4; of a the words l % 4 of these rows, then the words 4 + l % 4; of b those words of row l / 4.
 __device__ __forceinline__ void multiply_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -87,6 +97,14 @@ __device__ __forceinline__ void multiply_bf16(float (&d)[4], const unsigned (&a)
     shim::mma_m16n8k16_bf16(d, a, b);
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+__device__ __forceinline__ void multiply_half(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef CUDA_SHIM
+    shim::mma_m16n8k16_f16(d, a, b);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
@@ -146,4 +164,19 @@ __device__ __forceinline__ float2 turn(float x) {
     sincospif(x, &v.x, &v.y);
     return v;
 #endif
+}
+
+// Two raised to `x`, to 22 bits; results below 2^-126 are zero.
+__device__ __forceinline__ float power_of_2(float x) {
+    PTX(exp2f(x), float v; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x)); return v);
+}
+
+// Two numbers rounded to 16 bits, the first in the low half of the word.
+__device__ __forceinline__ unsigned pack_halves(float low, float high) {
+    PTX(__half_as_ushort(__float2half_rn(low)) | (unsigned)__half_as_ushort(__float2half_rn(high)) << 16,
+        unsigned v; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low)); return v);
+}
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+    PTX(__bfloat16_as_ushort(__float2bfloat16_rn(low)) | (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16,
+        unsigned v; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low)); return v);
 }

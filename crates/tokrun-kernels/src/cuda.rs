@@ -15,6 +15,7 @@ mod mixture;
 mod modules;
 mod order;
 mod products;
+mod prompts;
 mod rows;
 mod sample;
 mod stage;

@@ -1,10 +1,11 @@
 //! Attention over the paged cache: keys and values are stored, then each segment of each row's context is summed by a block
-//! of its own, then the segments are put together.
+//! of its own, then the segments are put together. The rows of prompts take another way (`prompts`).
 
 use super::backend::{Cuda, THREADS};
 use super::device::{Device, Kernel};
 use super::launches::Arguments;
 use super::memory::Buffer;
+use super::prompts::{PromptKernel, between};
 use super::rows::{CudaRows, checked_len};
 use crate::{Attention, KV_BLOCK_TOKENS, KernelError, KvShape, KvType, Norm, Rope, RopeStyle};
 
@@ -51,10 +52,13 @@ struct KvKernels {
     store: Kernel,
     /// For the lanes that the head takes, and each of [`GROUPS`].
     attend: [Kernel; 3],
+    /// For prompts, where the device is free to add in another order.
+    prompt: Option<PromptKernel>,
 }
 
 impl CudaKv {
-    pub(super) fn new(device: &Device, shape: KvShape) -> Result<Self, KernelError> {
+    /// With `with_prompts`, prompts are attended on tensor cores.
+    pub(super) fn new(device: &Device, shape: KvShape, with_prompts: bool) -> Result<Self, KernelError> {
         let dim = shape.head_dim;
         if dim == 0 || dim > HEAD_DIM_MAX {
             let reason = format!("heads of {dim} values: the CUDA kernels have 1 to {HEAD_DIM_MAX} (use --device cpu)");
@@ -64,8 +68,11 @@ impl CudaKv {
         let module = format!("attention_{name}");
         let lanes = LANES.into_iter().find(|lanes| 8 * lanes >= dim).expect("the largest heads have 32 lanes");
         let [one, four, eight] = GROUPS.map(|group| device.kernel(&module, &format!("attend_{name}_{lanes}_{group}")));
-        let kernels =
-            KvKernels { store: device.kernel(&module, &format!("store_{name}"))?, attend: [one?, four?, eight?] };
+        let kernels = KvKernels {
+            store: device.kernel(&module, &format!("store_{name}"))?,
+            attend: [one?, four?, eight?],
+            prompt: if with_prompts { PromptKernel::load(device, shape.kv_type, dim)? } else { None },
+        };
         let tokens =
             [2 * KV_BLOCK_TOKENS, shape.kv_heads, shape.blocks].into_iter().try_fold(shape.layers, checked_len)?;
         let padded = dim.next_multiple_of(16);
@@ -78,7 +85,7 @@ impl CudaKv {
     }
 
     /// The kernels' `Cache`: one layer.
-    fn layer<'a>(&self, layer: usize, arguments: Arguments<'a>) -> Arguments<'a> {
+    pub(super) fn layer<'a>(&self, layer: usize, arguments: Arguments<'a>) -> Arguments<'a> {
         let KvShape { layers, kv_heads, head_dim, blocks, kv_type } = self.shape;
         assert!(layer < layers, "layer {layer} of {layers}");
         let padded = head_dim.next_multiple_of(16);
@@ -161,10 +168,16 @@ impl Cuda {
         let sums = self.room(|cuda| &mut cuda.attention.sums, rows_at_once * row_values)?;
         let partials = self.room(|cuda| &mut cuda.attention.partials, rows_at_once * heads * SEGMENTS)?;
         let to = out.address_mut(rows);
-        for first in (0..rows).step_by(rows_at_once) {
-            let part = Part { first, rows: rows_at_once.min(rows - first), queries, partials, sums };
-            self.attend(layer, attention, kv, &part);
-            self.combine(attention, &part, to);
+        let prompt = kv.kernels.prompt.filter(|_| !self.prompts.is_empty());
+        if let Some(kernel) = prompt {
+            self.attend_prompts(layer, attention, kernel, kv, (queries, to));
+        }
+        for run in between(rows, if prompt.is_some() { &self.prompts } else { &[] }) {
+            for first in run.clone().step_by(rows_at_once) {
+                let part = Part { first, rows: rows_at_once.min(run.end - first), queries, partials, sums };
+                self.attend(layer, attention, kv, &part);
+                self.combine(attention, &part, to);
+            }
         }
         Ok(())
     }
@@ -219,7 +232,7 @@ impl Cuda {
     }
 
     fn attend(&mut self, layer: usize, attention: &Attention, kv: &CudaKv, part: &Part) {
-        let Attention { heads, kv_heads, head_dim, scale, softcap, window_tokens, .. } = *attention;
+        let Attention { heads, kv_heads, head_dim, .. } = *attention;
         let share = heads / kv_heads;
         let group = GROUPS.iter().position(|group| share <= *group).unwrap_or(GROUPS.len() - 1);
         let tiles = share.div_ceil(GROUPS[group]);
@@ -227,8 +240,8 @@ impl Cuda {
         let queries = part.queries + (4 * part.first * heads * head_dim) as u64;
         let arguments = self.launches.add(kv.kernels.attend[group], grid, ATTENTION_THREADS).param().address(queries);
         let arguments = kv.layer(layer, arguments.param().int(heads));
-        let arguments = self.stage.places(part.first, arguments).param().float(scale).float(softcap.unwrap_or(0.0));
-        arguments.int(window(window_tokens)).param().address(part.partials).param().address(part.sums);
+        let arguments = attention.scores(self.stage.places(part.first, arguments));
+        arguments.param().address(part.partials).param().address(part.sums);
     }
 
     fn combine(&mut self, attention: &Attention, part: &Part, out: u64) {
@@ -238,6 +251,14 @@ impl Cuda {
         let arguments = arguments.param().address(part.sums).param().address(self.stage.positions(part.first));
         let arguments = arguments.param().int(window(window_tokens)).param().int(head_dim);
         arguments.param().address(out + (4 * part.first * heads * head_dim) as u64);
+    }
+}
+
+impl Attention {
+    /// The kernels' `Scores`.
+    pub(super) fn scores<'a>(&self, arguments: Arguments<'a>) -> Arguments<'a> {
+        let arguments = arguments.param().float(self.scale).float(self.softcap.unwrap_or(0.0));
+        arguments.int(window(self.window_tokens))
     }
 }
 

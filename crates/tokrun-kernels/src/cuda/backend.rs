@@ -15,6 +15,7 @@ use super::matrix::{Matrix, Packer, shape};
 use super::memory::{Buffer, Plain};
 use super::mixture;
 use super::products;
+use super::prompts::prompts;
 use super::rows::{CudaEncoded, CudaRows, bucket};
 use super::sample::Drawn;
 use super::stage::Stage;
@@ -51,6 +52,8 @@ pub struct Cuda {
     /// Blocks that the longest context of the step takes in attention; as many as there can be where it is recorded, since
     /// a graph is for contexts of any length.
     pub(super) segments: usize,
+    /// Rows of the step that are attended as prompts.
+    pub(super) prompts: Vec<Range<usize>>,
     /// What the step is known by.
     key: Key,
     pub(super) attention: attention::Workspace,
@@ -159,6 +162,7 @@ impl Cuda {
             rows_max: 0,
             asked: 0,
             segments: attention::SEGMENTS,
+            prompts: Vec::new(),
             key: Key::default(),
             attention: attention::Workspace::default(),
             products: products::Workspace::default(),
@@ -302,7 +306,7 @@ impl Backend for Cuda {
     }
 
     fn kv_cache(&mut self, shape: KvShape) -> Result<CudaKv, KernelError> {
-        CudaKv::new(&self.device, shape)
+        CudaKv::new(&self.device, shape, !self.options.deterministic)
     }
 
     fn begin(&mut self, step: &Step) {
@@ -314,6 +318,8 @@ impl Backend for Cuda {
         self.key = Key { rows: self.rows, ..Key::default() };
         let longest = step.spans.iter().map(|span| span.start + span.rows.len()).max().unwrap_or(0);
         self.segments = if self.recording { attention::SEGMENTS } else { attention::segments(longest) };
+        self.prompts.clear();
+        self.prompts.extend(prompts(step));
         for rope in &mut self.ropes {
             rope.forget();
         }

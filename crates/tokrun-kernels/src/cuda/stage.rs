@@ -4,6 +4,7 @@
 use super::device::Device;
 use super::launches::Arguments;
 use super::memory::{Buffer, Pinned};
+use super::prompts::prompts;
 use super::rows::bucket;
 use super::stream::Event;
 use crate::sampling::{Draw, scale};
@@ -20,7 +21,7 @@ const UNKNOWN: u32 = 1 << 31;
 const DRAW_WORDS: usize = 8;
 
 /// The sections, words each, one after the other: tokens, positions, tables (where in `blocks` a row's sequence begins),
-/// all `[rows]`; chosen rows `[2 * rows]`; draws `[rows, DRAW_WORDS]`; blocks.
+/// all `[rows]`; chosen rows `[2 * rows]`; prompts (first row and how many), `[rows / 2, 2]`; draws `[rows, DRAW_WORDS]`; blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Room {
     rows: usize,
@@ -37,9 +38,12 @@ impl Room {
     const fn chosen(self) -> usize {
         3 * self.rows
     }
+    const fn prompts(self) -> usize {
+        5 * self.rows
+    }
     /// At a multiple of 8 bytes.
     const fn draws(self) -> usize {
-        (5 * self.rows).next_multiple_of(2)
+        6 * self.rows.next_multiple_of(2)
     }
     const fn blocks(self) -> usize {
         self.draws() + DRAW_WORDS * self.rows
@@ -123,6 +127,9 @@ impl Stage {
             }
             words[room.blocks() + table..][..span.blocks.len()].copy_from_slice(&span.blocks);
             table += span.blocks.len();
+        }
+        for (words, rows) in words[room.prompts()..].as_chunks_mut::<2>().0.iter_mut().zip(prompts(step)) {
+            *words = [rows.start as u32, rows.len() as u32];
         }
         Ok(())
     }
@@ -216,6 +223,11 @@ impl Stage {
     /// Chosen rows from `first` on.
     pub(super) fn chosen(&self, first: usize) -> u64 {
         self.address(self.room.chosen() + first)
+    }
+
+    /// The kernels' `Prompt`s.
+    pub(super) fn prompts(&self) -> u64 {
+        self.address(self.room.prompts())
     }
 
     /// The draws.

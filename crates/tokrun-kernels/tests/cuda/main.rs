@@ -14,6 +14,7 @@ mod heads;
 mod linear;
 #[path = "../it/mixture.rs"]
 mod mixture;
+mod prompts;
 #[path = "../it/rows.rs"]
 mod rows;
 mod sampling;

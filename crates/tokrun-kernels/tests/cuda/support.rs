@@ -1,6 +1,6 @@
 //! As in `tests/it`, with the device in the place of the processors.
 
-use tokrun_kernels::{Cuda, CudaOptions, WeightType};
+use tokrun_kernels::{Cuda, CudaOptions, KvType, WeightType};
 
 pub(crate) use crate::common::{
     Estimate, Matrix, Random, cuts, one_span, reference, same_bits, table, through, upload, whole, within,
@@ -13,6 +13,18 @@ pub(crate) struct Processor {
 }
 
 impl Processor {
+    /// How far queries and weights of attention are rounded: on tensor cores to half of the last bit of the type that keys
+    /// are multiplied in, and 8-bit keys once more when they become halves.
+    pub(crate) fn attention_rounding(&self, kv_type: KvType) -> f64 {
+        match kv_type {
+            _ if self.cpu.options().deterministic => 0.0,
+            KvType::F32 => 0.0,
+            KvType::F16 => 2f64.powi(-11),
+            KvType::Q8_0 => 2f64.powi(-10),
+            KvType::BF16 => 2f64.powi(-8),
+        }
+    }
+
     /// Fails unless the same rows, computed in other steps, have the same bits, or, where tensor cores add in an order of
     /// their own, are as close to the reference as they have to be anyway.
     #[track_caller]
@@ -29,8 +41,13 @@ impl Processor {
 /// The first device, if there is one, with and without tensor cores.
 pub(crate) fn processors() -> Vec<Processor> {
     let fixed = device().map(|cpu| Processor { who: "cuda".to_owned(), cpu });
-    let tensor = device_with(CudaOptions::default()).map(|cpu| Processor { who: "tensor cores".to_owned(), cpu });
+    let tensor = tensor_device().map(|cpu| Processor { who: "tensor cores".to_owned(), cpu });
     fixed.into_iter().chain(tensor).collect()
+}
+
+/// The first device, with tensor cores.
+pub(crate) fn tensor_device() -> Option<Cuda> {
+    device_with(CudaOptions::default())
 }
 
 /// The first device, with one order of sums.

@@ -13,9 +13,9 @@ use crate::support::{Agreement, Estimate, Random, processors, reference, same_bi
 const LAYERS: usize = 2;
 
 /// Some sequences with their blocks, and the queries, keys and values of all their tokens.
-struct Case {
-    attention: Attention,
-    rope: Option<Rope>,
+pub(crate) struct Case {
+    pub(crate) attention: Attention,
+    pub(crate) rope: Option<Rope>,
     kv_type: KvType,
     layer: usize,
     /// Tokens of each sequence.
@@ -23,11 +23,11 @@ struct Case {
     /// Blocks of each sequence.
     blocks: Vec<Vec<BlockId>>,
     /// One row a token, sequence after sequence.
-    qkv: Vec<f32>,
+    pub(crate) qkv: Vec<f32>,
 }
 
 impl Case {
-    fn random(seed: u64, heads: Heads, lengths: Vec<usize>, kv_type: KvType) -> Self {
+    pub(crate) fn random(seed: u64, heads: Heads, lengths: Vec<usize>, kv_type: KvType) -> Self {
         let random = &mut Random::new(seed);
         let Heads { kv_heads, group, head_dim } = heads;
         let mut some = |chance: usize| random.below(chance) == 0;
@@ -78,7 +78,7 @@ impl Case {
     }
 
     /// The outputs of all tokens, sequence after sequence.
-    fn run<B: Backend>(&self, backend: &mut B, steps: &[Vec<Part>]) -> Vec<f32> {
+    pub(crate) fn run<B: Backend>(&self, backend: &mut B, steps: &[Vec<Part>]) -> Vec<f32> {
         let mut kv = backend.kv_cache(self.cache()).expect("there is memory");
         self.run_in(backend, &mut kv, &self.qkv, steps)
     }
@@ -119,7 +119,7 @@ impl Case {
     }
 
     /// Every sequence in one part, all in one step.
-    fn at_once(&self) -> Vec<Vec<Part>> {
+    pub(crate) fn at_once(&self) -> Vec<Vec<Part>> {
         let part = |(sequence, &length): (usize, &usize)| Part { sequence, positions: 0..length };
         vec![self.lengths.iter().enumerate().map(part).collect()]
     }
@@ -149,8 +149,8 @@ impl Case {
     ///
     /// Keys that were normalised or turned may round to the neighbour of what the reference rounded to, so a score is off
     /// by no more than that share of the longest query times the longest key; weights are then off by the exponential of
-    /// twice the largest such error.
-    fn estimates(&self, expected: &[f32]) -> Vec<Estimate> {
+    /// twice the largest such error. `rounding` is that of queries and weights, where they are rounded.
+    fn estimates(&self, expected: &[f32], rounding: f64) -> Vec<Estimate> {
         let Attention { heads, kv_heads, head_dim, scale, .. } = self.attention;
         let neighbour = match self.kv_type {
             _ if self.rope.is_none() && self.attention.head_norms.is_none() => 0.0,
@@ -171,24 +171,24 @@ impl Case {
                 }
             }
         }
-        let score = f64::from(scale) * query * key * (neighbour + 3e-6);
-        let error = value * (2.0 * score + 1e-5).exp_m1();
+        let score = f64::from(scale) * query * key * (neighbour + rounding + 3e-6);
+        let error = value * ((2.0 * score + 1e-5).exp_m1() + 2.0 * rounding);
         expected.iter().map(|&x| Estimate { value: f64::from(x), error }).collect()
     }
 }
 
 /// Consecutive tokens of a sequence.
 #[derive(Clone, Debug)]
-struct Part {
+pub(crate) struct Part {
     sequence: usize,
     positions: Range<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Heads {
-    kv_heads: usize,
-    group: usize,
-    head_dim: usize,
+pub(crate) struct Heads {
+    pub(crate) kv_heads: usize,
+    pub(crate) group: usize,
+    pub(crate) head_dim: usize,
 }
 
 fn head_norm(random: &mut Random, head_dim: usize) -> Norm {
@@ -227,16 +227,15 @@ fn length(head: &[f32], norm: Option<&Norm>) -> f64 {
     }
 }
 
-fn check(case: &Case, seed: u64) {
+pub(crate) fn check(case: &Case, seed: u64) {
     let expected = case.run(&mut reference(), &case.at_once());
-    let estimates = case.estimates(&expected);
     let mut agreement = Agreement::default();
     for mut processor in processors() {
-        let who = &processor.who;
+        let estimates = case.estimates(&expected, processor.attention_rounding(case.kv_type));
         let found = case.run(&mut processor.cpu, &case.at_once());
-        within(&found, &expected, &estimates, who);
+        within(&found, &expected, &estimates, &processor.who);
         let pieces = case.run(&mut processor.cpu, &case.bit_by_bit(&mut Random::new(seed)));
-        same_bits(&pieces, &found, &format!("{who}, in other steps"));
+        processor.in_other_steps(&pieces, &found, &expected, &estimates);
         agreement.check(&processor, &[], found);
     }
 }
@@ -285,10 +284,11 @@ fn blocks_carry_nothing_over_to_their_next_user() {
         let poison: Vec<f32> = [f32::NAN, f32::INFINITY, f32::MAX, f32::NEG_INFINITY].repeat(case.qkv.len() / 4);
         for mut processor in processors() {
             let backend = &mut processor.cpu;
-            let clean = case.run(backend, &case.at_once());
+            let steps = case.bit_by_bit(&mut Random::new(1));
+            let clean = case.run(backend, &steps);
             let mut kv = backend.kv_cache(case.cache()).expect("there is memory");
             case.run_in(backend, &mut kv, &poison, &case.at_once());
-            let found = case.run_in(backend, &mut kv, &case.qkv, &case.bit_by_bit(&mut Random::new(1)));
+            let found = case.run_in(backend, &mut kv, &case.qkv, &steps);
             same_bits(&found, &clean, &processor.who);
         }
     }

@@ -1,7 +1,7 @@
 //! The processors to test, beside what all cases share.
 
 use tokrun_kernels::cpu::Level;
-use tokrun_kernels::{Cpu, CpuOptions, WeightType};
+use tokrun_kernels::{Cpu, CpuOptions, KvType, WeightType};
 
 pub(crate) use crate::common::{
     Estimate, Matrix, Random, cuts, one_span, reference, same_bits, table, through, upload, whole, within,
@@ -15,6 +15,11 @@ pub(crate) struct Processor {
 }
 
 impl Processor {
+    /// How far queries and weights of attention are rounded: not at all.
+    pub(crate) fn attention_rounding(&self, _: KvType) -> f64 {
+        0.0
+    }
+
     /// Fails unless the same rows, computed in other steps, have the same bits.
     #[track_caller]
     pub(crate) fn in_other_steps(&self, pieces: &[f32], found: &[f32], _reference: &[f32], _estimates: &[Estimate]) {
