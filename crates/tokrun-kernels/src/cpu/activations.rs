@@ -264,6 +264,14 @@ pub(super) struct GroupAt {
     slot: usize,
 }
 
+impl GroupAt {
+    /// Whether no group comes before it: the one that brings weights into the cache.
+    #[inline(always)]
+    pub(super) fn is_first(self) -> bool {
+        self.row == 0
+    }
+}
+
 /// Blocks of `T` rows, as [`Planes`] has them.
 #[derive(Clone, Copy)]
 pub(super) struct Int8Blocks<'a, const T: usize> {

@@ -4,13 +4,12 @@ use std::time::Instant;
 
 use super::memory::{Buffer, Pages};
 use super::pool::Pool;
+use super::product::prefetch_after;
 use super::simd::{Kernel, Level, Simd};
 use crate::KernelError;
 
 /// Passes over the memory, of which the median counts.
 const PASSES: usize = 9;
-/// How far ahead memory is asked for.
-const AHEAD_BYTES: usize = 8 << 10;
 
 /// Bytes a second, all threads together.
 pub(super) fn measure(pool: &mut Pool, level: Level, bytes: usize) -> Result<f64, KernelError> {
@@ -29,7 +28,7 @@ pub(super) fn measure(pool: &mut Pool, level: Level, bytes: usize) -> Result<f64
     Ok(rates[PASSES / 2])
 }
 
-/// Reads all bytes.
+/// Reads all bytes, asking for them as products ask for weights.
 struct Sweep<'a> {
     memory: &'a [u8],
 }
@@ -41,9 +40,8 @@ impl Kernel for Sweep<'_> {
     fn run<S: Simd>(self, simd: S) {
         let mut seen = [simd.splat_byte(0); 4];
         for block in self.memory.as_chunks::<256>().0 {
-            let ahead = block.as_ptr().wrapping_add(AHEAD_BYTES);
-            for (i, (seen, line)) in seen.iter_mut().zip(block.as_chunks().0).enumerate() {
-                simd.prefetch_once(ahead.wrapping_add(i * 64));
+            for (seen, line) in seen.iter_mut().zip(block.as_chunks().0) {
+                prefetch_after(simd, line.as_ptr());
                 *seen = simd.or(*seen, simd.load_bytes(line));
             }
         }

@@ -19,6 +19,9 @@ use super::simd::{Kernel, LANES, Simd};
 const FAR_BYTES: usize = 24576;
 const NEAR_BYTES: usize = 1536;
 const LINE_BYTES: usize = 64;
+/// A whole number below 2^22, added to the bits of this float, makes it larger by that number: so an integer product that
+/// starts here needs no conversion.
+const WHOLE: f32 = 12_582_912.0;
 
 /// Repeats a block with each constant index of a group.
 macro_rules! each_group {
@@ -124,11 +127,14 @@ impl<F: Format> Weights for Quantised<F> {
                 let column = unit * F::BLOCKS + block;
                 let dots = dot_products::<S, F, T, P>(simd, &tiles, (unit, block), &x, column);
                 for p in 0..P {
-                    tiles[p].prefetch(simd, unit, block);
+                    if at.is_first() {
+                        tiles[p].prefetch(simd, unit, block);
+                    }
                     let scales = tiles[p].scales[unit].scales(simd, block);
                     let mins = tiles[p].scales[unit].mins(simd, block);
+                    let starts = scales.map(|scale| simd.mul(scale, simd.splat(-WHOLE)));
                     for t in 0..T {
-                        let product = scale::<S, F>(simd, [dots[0][p][t], dots[1][p][t]], scales);
+                        let product = scale::<S, F>(simd, [dots[0][p][t], dots[1][p][t]], scales, starts);
                         sums[p][t] = simd.fma(product, simd.splat(x.scales[column][t]), sums[p][t]);
                         if F::MINS && F::HALVES {
                             sums[p][t] = simd.fma(mins[0], simd.splat(x.half_sums[column][0][t]), sums[p][t]);
@@ -143,7 +149,7 @@ impl<F: Format> Weights for Quantised<F> {
     }
 }
 
-/// Products of one block of all tiles and rows: of its halves, or of all of it and nothing.
+/// Products of one block of all tiles and rows, on top of [`WHOLE`]: of its halves, or of all of it and nothing.
 #[inline(always)]
 fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
     simd: S,
@@ -152,7 +158,8 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
     x: &Int8Blocks<'_, T>,
     column: usize,
 ) -> [[[S::I32; T]; P]; 2] {
-    let mut dots = [[[simd.splat_i32(0); T]; P]; 2];
+    let whole = simd.splat_i32(WHOLE.to_bits().cast_signed());
+    let mut dots = [[[whole; T]; P]; 2];
     if let Some(bits) = F::ZERO_BITS {
         for t in 0..T {
             let [first, second] = if F::HALVES {
@@ -161,9 +168,9 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
                 [x.totals[column][t], 0]
             };
             for p in 0..P {
-                dots[0][p][t] = times_power(simd, first, bits);
+                dots[0][p][t] = simd.add_i32(whole, times_power(simd, first, bits));
                 if F::HALVES {
-                    dots[1][p][t] = times_power(simd, second, bits);
+                    dots[1][p][t] = simd.add_i32(whole, times_power(simd, second, bits));
                 }
             }
         }
@@ -186,15 +193,15 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
     dots
 }
 
-/// Integer products times the block's scales.
+/// Integer products times the block's scales, where `starts` is what takes [`WHOLE`] times them off again. Scales have at
+/// most 17 bits, so starts are exact, and each product is rounded once.
 #[inline(always)]
-fn scale<S: Simd, F: Format>(simd: S, dots: [S::I32; 2], scales: [S::F32; 2]) -> S::F32 {
-    let first = simd.to_f32(dots[0]);
+fn scale<S: Simd, F: Format>(simd: S, dots: [S::I32; 2], scales: [S::F32; 2], starts: [S::F32; 2]) -> S::F32 {
     if F::HALVES {
-        let second = simd.mul(simd.to_f32(dots[1]), scales[1]);
-        simd.fma(first, scales[0], second)
+        let second = simd.fma(simd.from_bits(dots[1]), scales[1], starts[1]);
+        simd.fma(simd.sub(simd.from_bits(dots[0]), simd.splat(WHOLE)), scales[0], second)
     } else {
-        simd.mul(first, scales[0])
+        simd.fma(simd.from_bits(dots[0]), scales[0], starts[0])
     }
 }
 

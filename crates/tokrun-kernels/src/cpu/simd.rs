@@ -77,7 +77,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn shift_left_i32<const BITS: u32>(self, a: Self::I32) -> Self::I32;
     /// Sum over lanes, wrapping.
     fn sum_i32(self, a: Self::I32) -> i32;
-    fn to_f32(self, a: Self::I32) -> Self::F32;
+    /// The floats that have these bits.
+    fn from_bits(self, a: Self::I32) -> Self::F32;
     /// To the nearest, ties to even; for values within the range of i32.
     fn to_i32(self, a: Self::F32) -> Self::I32;
     /// Keeps the low byte of each lane.
@@ -117,8 +118,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn prefetch(self, address: *const u8);
     /// Asks for the cache line at `address` (which need not be mapped), to lie in the second cache.
     fn prefetch_far(self, address: *const u8);
-    /// Asks for the cache line at `address` (which need not be mapped), to be used once.
-    fn prefetch_once(self, address: *const u8);
 
     /// `2^x`, off by at most 3e-7 of it; `x` is held within -126 and 126, so what should vanish is about 1e-38.
     #[inline(always)]

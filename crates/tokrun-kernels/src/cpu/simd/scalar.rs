@@ -205,8 +205,8 @@ impl Simd for Scalar {
     }
 
     #[inline(never)]
-    fn to_f32(self, a: Self::I32) -> Self::F32 {
-        map(a, |a| a as f32)
+    fn from_bits(self, a: Self::I32) -> Self::F32 {
+        map(a, |a| f32::from_bits(a.cast_unsigned()))
     }
 
     #[inline(never)]
@@ -292,7 +292,4 @@ impl Simd for Scalar {
 
     #[inline(never)]
     fn prefetch_far(self, _: *const u8) {}
-
-    #[inline(never)]
-    fn prefetch_once(self, _: *const u8) {}
 }
