@@ -116,7 +116,10 @@ pub(crate) fn shut(tx: &mut Tx<'_>, wallet: &Wallet, rest: Rest) -> Result<()> {
         for delegated in delegation::given_by(tx.conn, wallet.seq)? {
             shut(tx, &delegated, Rest::Return)?;
         }
-        require_childless(tx, wallet)?;
+        // A delegation ends at its time, whatever was put under it; that can spend no more either.
+        if rest != Rest::Return {
+            require_childless(tx, wallet)?;
+        }
         end_promises(tx, wallet.seq)?;
         for key in keys::of_wallet(tx.conn, wallet.seq)? {
             keys::revoke(tx, &key)?;

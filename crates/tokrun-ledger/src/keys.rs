@@ -4,6 +4,7 @@
 //! its limits and its place in the log; what can be replaced is its secret, of which the file has a digest alone.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -56,13 +57,19 @@ impl NewKey {
     }
 }
 
-/// A key and, this once, its secret.
-#[derive(Debug, Clone)]
+/// A key and, this once, its secret, which `Debug` does not show.
+#[derive(Clone)]
 pub struct CreatedKey {
     /// The key.
     pub view: KeyView,
     /// What its owner shows; nobody finds it again. `None` if an idempotency key was used before.
     pub secret: Option<String>,
+}
+
+impl fmt::Debug for CreatedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreatedKey").field("view", &self.view).finish_non_exhaustive()
+    }
 }
 
 /// A key, as everybody may see it.

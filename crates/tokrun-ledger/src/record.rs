@@ -1,8 +1,9 @@
 //! What was agreed and moves no money: limits, keys, what was asked for, delegations, closures.
 //!
 //! What holds now is a row of a table of its own. Each time such a row is written, its [body](Kind::bodies) goes into
-//! the table `record`, and an entry without postings covers it by its digest, together with who acted if a service acted for somebody. So the rows can be computed from the chain,
-//! and [`check`] finds every one that says something else, is missing, or was never agreed.
+//! the table `record`, and an entry without postings covers it by its digest, together with who acted if a service acted
+//! for somebody. So the rows can be computed from the chain, and [`check`] finds every one that says something else, is
+//! missing, or was never agreed.
 
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::json;

@@ -54,7 +54,7 @@ impl Ledger {
     /// The access key that a secret is of: an indexed read, cheap enough for every request of a service.
     ///
     /// # Errors
-    /// [`LedgerError::KeyRefused`](crate::LedgerError::KeyRefused); neither its message nor its timing tells why.
+    /// [`LedgerError::KeyRefused`](crate::LedgerError::KeyRefused); its message does not tell why.
     pub fn authenticate(&self, secret: &str) -> Result<KeyView> {
         self.read(|conn, now_us| keys::authenticate(conn, secret, now_us))
     }

@@ -131,7 +131,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..1000_usize, 1..=100_i64).prop_map(|(which, percent)| Op::Refund(which, percent)),
         1 => (0..4_usize, any::<bool>()).prop_map(|(wallet, frozen)| Op::Freeze { wallet, frozen }),
         1 => approve,
-        2 => delegate,
+        1 => delegate,
         1 => (0..1000_usize).prop_map(Op::Revoke),
         1 => prop::bool::ANY.prop_map(|to_team| Op::Close { to_team }),
         2 => (0..crate::limited::TERMS.len(), prop::option::weighted(0.8, 0..30_i64))

@@ -231,6 +231,30 @@ fn who_leaves_keeps_nothing_and_nothing_is_lost() {
 }
 
 #[test]
+fn what_is_overdrawn_stays_so_and_grows_no_more() {
+    let home = Home::new();
+    let ledger = home.open();
+    fund(&ledger, "team", 1);
+    ledger.open_wallet(NewWallet { overdraft: credits(30), ..NewWallet::new("ada") }).unwrap();
+    ledger.admit(admission("r1", "ada", 2)).unwrap();
+    assert_eq!(debit(&ledger, first_debit("r1", 0, 2)).granted, 2);
+    settle(&ledger, "r1", FinishReason::Stop).unwrap();
+    ledger.admit(admission("r2", "ada", 5)).unwrap();
+    let closed = ledger.close(Closing { to: Some("team".into()), ..Closing::new("ada") }).unwrap();
+    assert_eq!((closed.balance, closed.overdraft, closed.drawable), (credits(-10), credits(10), Credits::ZERO));
+    verify(&ledger);
+    assert_eq!(debit(&ledger, first_debit("r2", 5, 9)).granted, 1);
+    settle(&ledger, "r2", FinishReason::Allowance).unwrap();
+    assert_eq!(balance(&ledger, "ada"), credits(-10));
+    let refund = Refund { amount: Some(credits(4)), ..Refund::new("r1") };
+    ledger.refund(refund).unwrap();
+    let ada = ledger.wallet("ada").unwrap();
+    assert_eq!((ada.balance, ada.overdraft, balance(&ledger, "team")), (credits(-6), credits(6), credits(1)));
+    verify(&ledger);
+    statement_agrees(&ledger, "ada");
+}
+
+#[test]
 fn what_cannot_be_closed_stays_open() {
     let home = Home::new();
     let ledger = leaver(&home);
