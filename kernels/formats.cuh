@@ -329,6 +329,60 @@ template <bool BRAIN> struct Float16 {
 using BF16 = Float16<true>;
 using F16 = Float16<false>;
 
+// The numbers of four e4m3 codes, times 2^-8: a code's exponent and mantissa, one bit further down in a half.
+__device__ __forceinline__ void expand_e4m3(unsigned four, float* v) {
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+        const unsigned tops = odd ? four & 0xff00ff00u : (four & 0x00ff00ffu) << 8;
+        const unsigned halves = (tops & 0x80008000u) | (tops & 0x7f007f00u) >> 1;
+        v[odd] = half_to_float(halves), v[2 + odd] = half_to_float(halves >> 16);
+    }
+}
+
+// 8-bit floats (e4m3) with a scale for each 128 columns, times bf16. No code is NaN: files with such weights are refused.
+struct FP8 {
+    static constexpr int COLUMNS = 16;
+    // Leaves registers for two blocks a multiprocessor.
+    static constexpr int AHEAD = 3;
+    struct Raw { uint4 codes; unsigned scale; };
+    struct Weights { float w[16]; float scale; };
+    struct X { float x[16]; };
+
+    static __device__ __forceinline__ Raw load(const Matrix& m, size_t row, int chunk) {
+        return {load_weights(m.codes + row * m.chunks + chunk),
+                load_weights((const unsigned*)m.supers + row * (m.chunks / 8) + chunk / 8)};
+    }
+    static __device__ __forceinline__ Weights unpack(const Raw& raw) {
+        Weights q;
+        expand_e4m3(raw.codes.x, q.w), expand_e4m3(raw.codes.y, q.w + 4);
+        expand_e4m3(raw.codes.z, q.w + 8), expand_e4m3(raw.codes.w, q.w + 12);
+        q.scale = 256.f * bits_to_float(raw.scale);
+        return q;
+    }
+    static __device__ __forceinline__ X input(const Input& in, int row, int chunk) {
+        X x;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float v[8];
+            expand_bf16(in.values[(size_t)row * in.blocks * 4 + 2 * chunk + half], v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x.x[8 * half + i] = v[i];
+        }
+        return x;
+    }
+    static __device__ __forceinline__ float add(const Weights& q, const X& x, float sum) {
+        float dot = 0.f;
+#pragma unroll
+        for (int i = 0; i < 16; i++) dot = fmaf(q.w[i], x.x[i], dot);
+        return fmaf(q.scale, dot, sum);
+    }
+    static __device__ __forceinline__ void values(const Raw& raw, float (&v)[COLUMNS]) {
+        const Weights q = unpack(raw);
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) v[i] = q.scale * q.w[i];
+    }
+};
+
 struct F32 {
     static constexpr int COLUMNS = 4;
     static constexpr int AHEAD = 4;

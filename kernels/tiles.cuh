@@ -135,6 +135,31 @@ template <bool BRAIN> struct Tensor<Float16<BRAIN>> {
     }
 };
 
+// Weights are scaled, and rounded to bf16, when they are unpacked: a block of 128 columns with one scale is eight steps.
+template <> struct Tensor<FP8> {
+    using Raw = FP8::Raw;
+    static constexpr int PLANES = 1, SCALES = 0, INPUT_SCALES = 0;
+
+    static __device__ __forceinline__ int steps(const Matrix& m) { return m.chunks; }
+    static __device__ __forceinline__ Raw load(const Matrix& m, size_t row, int step) { return FP8::load(m, row, step); }
+    static __device__ __forceinline__ void unpack(const Raw& raw, bool, uint4 (&halves)[2], float*) {
+        float v[16];
+        FP8::values(raw, v);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            halves[h].x = pack_bf16(v[8 * h], v[8 * h + 1]), halves[h].y = pack_bf16(v[8 * h + 2], v[8 * h + 3]);
+            halves[h].z = pack_bf16(v[8 * h + 4], v[8 * h + 5]), halves[h].w = pack_bf16(v[8 * h + 6], v[8 * h + 7]);
+        }
+    }
+    static __device__ __forceinline__ const uint4* input(const Input& in, size_t row, int step, int half) {
+        return Tensor<BF16>::input(in, row, step, half);
+    }
+    static __device__ __forceinline__ void input_scales(uint2, float*) {}
+    static __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&a)[1][4], const unsigned (&b)[2], const float (&)[2][1], const float (&)[2][1]) {
+        multiply_bf16(sums, a[0], b);
+    }
+};
+
 // ---------------------------------------------------------------- a stage in shared memory
 
 template <int COUNT> constexpr int AT_LEAST_1 = COUNT > 0 ? COUNT : 1;

@@ -111,14 +111,15 @@ part doctor 40 tokrun doctor --model "$fixtures/llama.gguf" --output json
 check agreement-tiny 60 agreement "$fixtures"/*.gguf
 check same-tokens 40 bash -c 'same_tokens "$1"' - "$fixtures/llama.gguf"
 if [ -n "$tiny" ]; then
-    check kernels 60 kernels --test-threads 2 heads
+    check kernels 60 kernels --test-threads 2 heads::groups prompts::what_is
     part kernel-speed 60 cards --tiny
     bench tiny 60 --model "$fixtures/llama.gguf" -p 8 -n 4 -r 1 --ledger off
     part torch 30 python3 "$here/torch_decode.py" --tiny
 else
     check kernels 90 kernels --test-threads 8
-    check agreement-synthetic 60 agreement synthetic:smollm2-135m:q4_k synthetic:smollm2-135m:bf16 synthetic:llama-3.2-1b:q8_0
-    for type in bf16 q8_0 q4_k; do
+    check agreement-synthetic 60 agreement synthetic:smollm2-135m:q4_k synthetic:smollm2-135m:bf16 synthetic:qwen3-0.6b:fp8 \
+        synthetic:llama-3.2-1b:q8_0
+    for type in bf16 fp8 q8_0 q4_k; do
         bench "llama-8b-$type" 45 --synthetic "llama-3.1-8b:$type" -p 512 -n 128 -r 3 --ledger off
     done
     part kernel-speed 60 cards
@@ -129,9 +130,9 @@ else
     part torch 60 python3 "$here/torch_decode.py"
     part start-8b 30 bash -c 'start_up llama-3.1-8b:bf16'
     if command -v compute-sanitizer >/dev/null; then
-        check sanitizer 60 compute-sanitizer --error-exitcode 9 "$work/kernels" --test-threads 1 heads
+        check sanitizer 60 compute-sanitizer --error-exitcode 9 "$work/kernels" --test-threads 1 heads prompts
     fi
-    for type in bf16 q8_0 q4_k; do
+    for type in bf16 fp8 q8_0 q4_k; do
         bench "qwen-4b-$type" 30 --synthetic "qwen3-4b:$type" -p 512 -n 128 -r 2 --ledger off
     done
     bench llama-1b-types 30 --synthetic llama-3.2-1b:q8_0 -p 512 -n 128 --concurrency 1,16 -r 2 --ledger off

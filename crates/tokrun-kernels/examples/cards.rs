@@ -19,6 +19,8 @@ struct Scale {
     matrices: &'static [(&'static str, usize, usize)],
     batches: &'static [usize],
     depths: &'static [(usize, usize)],
+    /// Rows of a prompt, and tokens before them.
+    prompts: &'static [(usize, usize)],
     /// Bytes of weights that no cache holds.
     weight_bytes: usize,
     layers: usize,
@@ -30,6 +32,7 @@ const CARD: Scale = Scale {
     matrices: &[("qkv", 6144, 4096), ("gate and up", 28_672, 4096), ("down", 4096, 14_336), ("head", 128_256, 4096)],
     batches: &[1, 4, 16, 64, 512],
     depths: &[(1, 1024), (1, 16_384), (16, 4096), (64, 1024)],
+    prompts: &[(512, 0), (512, 3584), (512, 15_872), (4096, 0)],
     weight_bytes: 1 << 30,
     layers: 8,
     heads: (32, 8, 128),
@@ -41,6 +44,7 @@ const TINY: Scale = Scale {
     matrices: &[("tiny", 96, 256)],
     batches: &[1, 4],
     depths: &[(1, 40)],
+    prompts: &[(20, 30)],
     weight_bytes: 1 << 16,
     layers: 2,
     heads: (4, 2, 32),
@@ -60,14 +64,18 @@ fn main() -> Result<(), KernelError> {
         ceiling.read_bytes_per_second / 1e9,
         ceiling.copy_bytes_per_second / 1e9
     );
-    let types = [WeightType::BF16, WeightType::Q8_0, WeightType::Q4_K, WeightType::Q4_0, WeightType::Q6_K];
+    let types =
+        [WeightType::BF16, WeightType::FP8, WeightType::Q8_0, WeightType::Q4_K, WeightType::Q4_0, WeightType::Q6_K];
     for weight_type in types {
         for &(name, rows, columns) in scale.matrices {
             linear(scale, weight_type, name, rows, columns, ceiling.read_bytes_per_second)?;
         }
     }
     for &(batch, depth) in scale.depths {
-        attention(scale, batch, depth, ceiling.read_bytes_per_second)?;
+        attention(scale, batch, 1, depth, ceiling.read_bytes_per_second)?;
+    }
+    for &(rows, depth) in scale.prompts {
+        attention(scale, 1, rows, depth, ceiling.read_bytes_per_second)?;
     }
     Ok(())
 }
@@ -112,10 +120,11 @@ fn linear(
     Ok(())
 }
 
-fn attention(scale: &Scale, batch: usize, depth: usize, ceiling: f64) -> Result<(), KernelError> {
+/// Of `rows` rows of each of `batch` sequences, after `depth` tokens.
+fn attention(scale: &Scale, batch: usize, rows: usize, depth: usize, ceiling: f64) -> Result<(), KernelError> {
     let mut cuda = Cuda::new(0, CudaOptions::default())?;
     let (layers, (heads, kv_heads, head_dim)) = (scale.layers, scale.heads);
-    let blocks = (depth + 1).div_ceil(16);
+    let (blocks, all) = ((depth + rows).div_ceil(16), batch * rows);
     let shape = KvShape { layers, kv_heads, head_dim, blocks: blocks * batch, kv_type: KvType::F16 };
     let mut kv = cuda.kv_cache(shape)?;
     let attention = Attention {
@@ -128,12 +137,12 @@ fn attention(scale: &Scale, batch: usize, depth: usize, ceiling: f64) -> Result<
         rope: None,
         head_norms: None,
     };
-    let (qkv, mut out) = (cuda.rows(batch, (heads + 2 * kv_heads) * head_dim)?, cuda.rows(batch, heads * head_dim)?);
-    let span = |row: usize| {
-        let blocks = (row * blocks..(row + 1) * blocks).map(|block| block as u32).collect();
-        Span { rows: row..row + 1, start: depth, blocks }
+    let (qkv, mut out) = (cuda.rows(all, (heads + 2 * kv_heads) * head_dim)?, cuda.rows(all, heads * head_dim)?);
+    let span = |index: usize| {
+        let blocks = (index * blocks..(index + 1) * blocks).map(|block| block as u32).collect();
+        Span { rows: index * rows..(index + 1) * rows, start: depth, blocks }
     };
-    let step = Step { tokens: vec![0; batch], spans: (0..batch).map(span).collect() };
+    let step = Step { tokens: vec![0; all], spans: (0..batch).map(span).collect() };
     let seconds = median(scale.rounds, || {
         cuda.begin(&step);
         for layer in 0..layers {
@@ -144,12 +153,16 @@ fn attention(scale: &Scale, batch: usize, depth: usize, ceiling: f64) -> Result<
     if let Some(failure) = cuda.failure() {
         return Err(failure);
     }
-    let bytes = (2 * kv_heads * head_dim * 2 * (depth + 1) * batch * layers) as f64;
+    let bytes = (2 * kv_heads * head_dim * 2 * (depth + rows) * batch * layers) as f64;
+    // What rows see, themselves included.
+    let seen = rows * depth + rows * (rows + 1) / 2;
+    let work = (4 * heads * head_dim * seen * batch * layers) as f64;
     println!(
-        r#"{{"op":"attention","type":"f16","batch":{batch},"depth":{depth},"us":{:.2},"gb_per_s":{:.1},"share":{:.3}}}"#,
+        r#"{{"op":"attention","matrix":"rows {rows}","type":"f16","batch":{batch},"depth":{depth},"us":{:.2},"gb_per_s":{:.1},"share":{:.3},"tflop_per_s":{:.2}}}"#,
         seconds * 1e6 / layers as f64,
         bytes / seconds / 1e9,
-        bytes / seconds / ceiling
+        bytes / seconds / ceiling,
+        work / seconds / 1e12
     );
     Ok(())
 }

@@ -37,6 +37,7 @@ pub fn dequantise(weight_type: WeightType, bytes: &[u8], out: &mut Vec<f32>) {
         WeightType::IQ4_NL => each_block(bytes, |block| iq4_nl(block, out)),
         WeightType::IQ4_XS => each_block(bytes, |block| iq4_xs(block, out)),
         WeightType::MXFP4 => each_block(bytes, |block| mxfp4(block, out)),
+        WeightType::FP8 => each_block(bytes, |block| fp8(block, out)),
     }
 }
 
@@ -44,6 +45,23 @@ fn each_block<const BYTES: usize>(bytes: &[u8], mut block: impl FnMut(&[u8; BYTE
     let (blocks, rest) = bytes.as_chunks::<BYTES>();
     assert!(rest.is_empty(), "{} bytes are not whole blocks of {BYTES}", bytes.len());
     blocks.iter().for_each(&mut block);
+}
+
+/// Scale (f32), 128 bytes of 8-bit floats: `scale * value`.
+fn fp8(block: &[u8; 132], out: &mut Vec<f32>) {
+    let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+    out.extend(block[4..].iter().map(|&code| scale * e4m3(code)));
+}
+
+/// A sign, four bits of exponent (7 is that of 1), three of mantissa; no infinities, and one NaN of each sign.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    };
+    if code & 0x80 == 0 { size } else { -size }
 }
 
 /// Scale, 16 bytes of nibbles: `scale * (code - 8)`.

@@ -21,11 +21,13 @@ pub enum WeightType {
     IQ4_NL,
     IQ4_XS,
     MXFP4,
+    /// 8-bit floats (e4m3), with an f32 scale for each 128 columns in front of them.
+    FP8,
 }
 
 impl WeightType {
     /// Every type, in the order of the enum.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -42,6 +44,7 @@ impl WeightType {
         Self::IQ4_NL,
         Self::IQ4_XS,
         Self::MXFP4,
+        Self::FP8,
     ];
 
     /// The name that files and tools use: `Q4_1`.
@@ -91,6 +94,7 @@ impl WeightType {
             Self::IQ4_NL => ("IQ4_NL", 32, 18),
             Self::IQ4_XS => ("IQ4_XS", 256, 136),
             Self::MXFP4 => ("MXFP4", 32, 17),
+            Self::FP8 => ("FP8", 128, 132),
         }
     }
 }

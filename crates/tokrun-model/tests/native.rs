@@ -192,7 +192,12 @@ fn ignored_settings_are_refused() {
         ("llama", r#""mlp_bias": true"#, "mlp_bias = true"),
         ("llama", r#""hidden_act": "gelu""#, "hidden_act"),
         ("qwen2", r#""rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}"#, "dynamic"),
-        ("qwen3", r#""quantization_config": {"quant_method": "fp8"}"#, "quantization_config"),
+        ("qwen3", r#""quantization_config": {"quant_method": "gptq"}"#, "quantization_config"),
+        (
+            "qwen3",
+            r#""quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}"#,
+            "quantization_config",
+        ),
         (
             "phi3",
             r#""rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0]}"#,

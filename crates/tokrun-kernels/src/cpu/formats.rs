@@ -104,7 +104,7 @@ macro_rules! with_format {
             WeightType::IQ4_NL => arm!(Iq4Nl),
             WeightType::IQ4_XS => arm!(Iq4Xs),
             WeightType::MXFP4 => arm!(Mxfp4),
-            WeightType::F32 | WeightType::F16 | WeightType::BF16 => $float,
+            WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::FP8 => $float,
         }
     }};
 }

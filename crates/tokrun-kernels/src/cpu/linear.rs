@@ -64,7 +64,7 @@ pub(super) fn multiply(
 ) {
     let product = Product { tiles, tile_bytes: matrix.tile_bytes, blocks: matrix.blocks, input, rows, target };
     with_format!(matrix.weight_type, F => level.run(product.with::<Quantised<F>>()), float => match matrix.weight_type {
-        WeightType::F32 => level.run(product.with::<Floats<Single>>()),
+        WeightType::F32 | WeightType::FP8 => level.run(product.with::<Floats<Single>>()),
         _ if matrix.bf16_pairs => level.run_with_bf16_dot(product.with::<Bf16Pairs>()),
         WeightType::F16 => level.run(product.with::<Floats<Half>>()),
         _ => level.run(product.with::<Floats<Brain>>()),
@@ -88,7 +88,7 @@ pub(super) fn embed(pool: &mut Pool, level: Level, table: &Packed, tokens: &[u32
             with_format!(matrix.weight_type, F => level.run(UnpackRow {
                 tile: UnitTile::<F>::new(tile, matrix.blocks / F::BLOCKS), row, scale, out,
             }), float => match matrix.weight_type {
-                WeightType::F32 => unpack_floats(tile, row, scale, out, |value: f32| value),
+                WeightType::F32 | WeightType::FP8 => unpack_floats(tile, row, scale, out, |value: f32| value),
                 _ if matrix.bf16_pairs => unpack_pairs(tile, row, scale, out),
                 WeightType::F16 => unpack_floats(tile, row, scale, out, |bits| f16::from_bits(bits).to_f32()),
                 _ => unpack_floats(tile, row, scale, out, |bits| bf16::from_bits(bits).to_f32()),

@@ -11,7 +11,7 @@ use super::memory::Plain;
 use super::pool::Pool;
 use super::product::{Quantised, Weights, cast_mut};
 use super::simd::{LANES, Level};
-use crate::{KernelError, MatrixSource, WeightType};
+use crate::{KernelError, MatrixSource, WeightType, dequantise};
 
 #[cfg(test)]
 mod tests;
@@ -232,7 +232,7 @@ impl Matrix {
             blocks / F::BLOCKS * unit_bytes::<F>(),
             Quantised::<F>::FORMS,
         ), float => {
-            let value_bytes = if weight_type == WeightType::F32 { 4 } else { 2 };
+            let value_bytes = if matches!(weight_type, WeightType::F32 | WeightType::FP8) { 4 } else { 2 };
             (blocks * BLOCK * LANES * value_bytes, if bf16_pairs { Bf16Pairs::FORMS } else { Floats::<Single>::FORMS })
         });
         let tile_bytes = tile_bytes.next_multiple_of(LINE_BYTES);
@@ -261,6 +261,13 @@ impl Matrix {
     fn pack_tile(&self, level: Level, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
         with_format!(self.weight_type, F => pack_units::<F>(self, rows, row_bytes, tile), float => match self.weight_type {
             WeightType::F32 => pack_values(rows, row_bytes, tile, f32::from_le_bytes),
+            // No processor multiplies with these: they are widened.
+            WeightType::FP8 => {
+                let mut values = Vec::new();
+                dequantise(WeightType::FP8, rows, &mut values);
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                pack_values(&bytes, 4 * self.columns, tile, f32::from_le_bytes);
+            }
             WeightType::F16 if self.bf16_pairs => {
                 let mut rounded = Vec::with_capacity(rows.len());
                 level.run(RoundToBf16 { from: rows, to: &mut rounded });

@@ -59,7 +59,7 @@ impl Weights {
         let row_bytes = weight_type.row_bytes(columns).expect("whole blocks");
         let mut bytes: Vec<u8> = noise(rows * row_bytes, seed).into_iter().map(|x| (x * 1e5) as i32 as u8).collect();
         let scales: &[usize] = match weight_type {
-            WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::MXFP4 => &[],
+            WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::MXFP4 | WeightType::FP8 => &[],
             WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
             WeightType::Q2_K => &[80, 82],
             WeightType::Q3_K => &[108],
@@ -78,6 +78,10 @@ impl Weights {
                 WeightType::F16 => bytes.copy_from_slice(&f16::from_f32(number).to_le_bytes()),
                 WeightType::BF16 => bytes.copy_from_slice(&bf16::from_f32(number).to_le_bytes()),
                 WeightType::MXFP4 => bytes[0] = 118u8.wrapping_add_signed((number * 4.0) as i8),
+                WeightType::FP8 => {
+                    bytes[..4].copy_from_slice(&(0.015 + 0.005 * number).to_le_bytes());
+                    bytes[4..].iter_mut().for_each(|code| *code &= 0xbf);
+                }
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! How each weight type lies on the device: what kernels/formats.cuh reads.
 //!
-//! A row is cut into chunks (32 columns of quantised weights, 8 of 16-bit floats, 4 of f32), and what belongs to a chunk
+//! A row is cut into chunks (32 columns of quantised weights, 16 of 8-bit floats, 8 of 16-bit floats, 4 of f32), and what belongs to a chunk
 //! into planes, so that the lanes of a warp read consecutive words of each. Codes stay as small as the file has them;
 //! six-bit sub-scales become bytes.
 
@@ -25,7 +25,7 @@ pub(super) enum Form {
 pub(super) const fn form(weight_type: WeightType) -> Form {
     match weight_type {
         WeightType::F32 => Form::F32,
-        WeightType::F16 | WeightType::BF16 => Form::BF16,
+        WeightType::F16 | WeightType::BF16 | WeightType::FP8 => Form::BF16,
         _ => Form::Int8,
     }
 }
@@ -57,6 +57,12 @@ impl Layout {
         let file_blocks = file.chunks_exact(self.weight_type.block_bytes());
         match self.weight_type {
             WeightType::F32 | WeightType::F16 | WeightType::BF16 => planes[0][..file.len()].copy_from_slice(file),
+            WeightType::FP8 => {
+                for (index, block) in file_blocks.enumerate() {
+                    planes[0][128 * index..][..128].copy_from_slice(&block[4..]);
+                    planes[3][4 * index..][..4].copy_from_slice(&block[..4]);
+                }
+            }
             _ if self.weight_type.block_size() == BLOCK => {
                 for (chunk, block) in file_blocks.enumerate() {
                     self.pack_block(chunk, block, planes);
@@ -140,6 +146,7 @@ const fn chunk_columns(weight_type: WeightType) -> usize {
     match weight_type {
         WeightType::F32 => 4,
         WeightType::F16 | WeightType::BF16 => 8,
+        WeightType::FP8 => 16,
         _ => BLOCK,
     }
 }
@@ -160,6 +167,7 @@ const fn chunk_bytes(weight_type: WeightType) -> [usize; PLANES] {
         WeightType::Q6_K => [16, 8, 2, 2],
         WeightType::IQ4_XS => [16, 0, 2, 2],
         WeightType::MXFP4 => [16, 0, 1, 0],
+        WeightType::FP8 => [16, 0, 0, 4],
     }
 }
 

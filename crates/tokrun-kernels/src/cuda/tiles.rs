@@ -83,7 +83,7 @@ impl TileKernels {
         // Planes of unpacked weights, and the scales of a step in each row of the matrix and of the input.
         let (planes, scales) = match weight_type {
             WeightType::F32 => return Ok(None),
-            WeightType::BF16 => (1, 0),
+            WeightType::BF16 | WeightType::FP8 => (1, 0),
             WeightType::F16 => (2, 0),
             WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => (1, 1 + 1),
             WeightType::IQ4_NL | WeightType::IQ4_XS | WeightType::MXFP4 => (1, 1 + 1),

@@ -145,6 +145,12 @@ fn make_sane(random: &mut Random, weight_type: WeightType, block: &mut [u8]) {
         WeightType::Q6_K => put(208, 0.0003),
         WeightType::IQ4_XS => put(0, 0.0003),
         WeightType::MXFP4 => block[0] = 122 + random.below(5) as u8,
+        WeightType::FP8 => {
+            let scale = if random.below(40) == 0 { 0.0 } else { 0.01 * random.unit() };
+            block[..4].copy_from_slice(&scale.to_le_bytes());
+            // Files with weights that are no numbers are refused.
+            block[4..].iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code ^= 1);
+        }
     }
 }
 
@@ -237,9 +243,9 @@ fn roundings(weight_type: WeightType, block: &[Estimate]) -> Vec<f64> {
     let step = largest / 127.0;
     let rounding = |x: &Estimate| match weight_type {
         WeightType::F32 => 0.0,
-        // Half of the last of eight bits; f16 weights are rounded as well as inputs.
+        // Half of the last of eight bits; f16 weights are rounded as well as inputs, and 8-bit floats on tensor cores.
         WeightType::BF16 => x.value.abs() / 255.0,
-        WeightType::F16 => x.value.abs() / 127.0,
+        WeightType::F16 | WeightType::FP8 => x.value.abs() / 127.0,
         // Multiples of the step are themselves.
         _ if (x.value / step).fract() == 0.0 => 0.0,
         _ => 0.501 * step,

@@ -7,7 +7,8 @@ const VALUES: usize = 512;
 #[test]
 fn blocks_of_every_type_mean_what_gguf_says() {
     let mut fixture: &[u8] = include_bytes!("../fixtures/dequantise.bin");
-    for weight_type in WeightType::ALL {
+    // GGUF has no 8-bit floats.
+    for weight_type in WeightType::ALL.into_iter().filter(|weight_type| *weight_type != WeightType::FP8) {
         let (blocks, rest) = fixture.split_at(weight_type.row_bytes(VALUES).expect("512 values are whole blocks"));
         let (expected, rest) = rest.split_at(VALUES * size_of::<f32>());
         fixture = rest;
@@ -18,6 +19,23 @@ fn blocks_of_every_type_mean_what_gguf_says() {
         assert_eq!(values, expected, "{}", weight_type.name());
     }
     assert!(fixture.is_empty());
+}
+
+/// The numbers of the OCP's specification of 8-bit floats: of 1 and 1.5, the largest, the smallest and the smallest that is
+/// normal, zeros and NaNs of both signs.
+#[test]
+fn eight_bit_floats_mean_what_their_specification_says() {
+    let codes = [0x38, 0x3c, 0x7e, 0x01, 0x08, 0x00, 0x80, 0xb8, 0x7f, 0xff];
+    let mut block = 0.5f32.to_le_bytes().to_vec();
+    block.extend(codes);
+    block.resize(132, 0);
+    let mut values = Vec::new();
+    dequantise(WeightType::FP8, &block, &mut values);
+    assert_eq!(values.len(), 128);
+    let (smallest, normal) = (2f32.powi(-9), 2f32.powi(-6));
+    let expected = [1.0, 1.5, 448.0, smallest, normal, 0.0, -0.0, -1.0].map(|value| 0.5 * value);
+    assert_eq!(values[..8].iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits));
+    assert!(values[8].is_nan() && values[9].is_nan());
 }
 
 #[test]

@@ -83,7 +83,8 @@ pub(super) fn plan(
     let sequences_max = options.sequences_max.unwrap_or(SEQUENCES_MAX).max(1);
     let room = room(architecture, sequences_max);
     let workspace_bytes = workspace_bytes(architecture, room, place.is_card);
-    let (weight_bytes, free_bytes) = (info.weight_bytes, place.free_bytes);
+    let weight_bytes = loaded_bytes(info, place.is_card);
+    let free_bytes = place.free_bytes;
     let refuse = |reason: String| Err(ModelError::DoesNotFit { device: place.device.clone(), reason });
     let Some(left) = free_bytes.checked_sub(weight_bytes.saturating_add(workspace_bytes)) else {
         return refuse(format!(
@@ -144,6 +145,16 @@ pub(super) fn plan(
     };
     let paging = Paging { block_tokens: KV_BLOCK_TOKENS, blocks, block_bytes };
     Ok(Plan { memory, shape: KvShape { blocks, ..shape }, paging, sequences_max, room, note })
+}
+
+/// What the weights take once they are loaded. Processors have no 8-bit floats, and widen them to f32; cards keep a scale for
+/// each 128 of them.
+fn loaded_bytes(info: &ModelInfo, is_card: bool) -> u64 {
+    match (&*info.dtype, is_card) {
+        ("FP8" | "F8_E4M3", false) => info.weight_bytes.saturating_mul(4),
+        ("F8_E4M3", true) => info.weight_bytes + info.weight_bytes / 32,
+        _ => info.weight_bytes,
+    }
 }
 
 fn room(architecture: &Architecture, sequences_max: usize) -> Room {

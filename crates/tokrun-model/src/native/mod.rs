@@ -21,6 +21,7 @@ use crate::{Executor, ExecutorInfo, LoadOptions, MemoryPlan, ModelError, ModelIn
 mod architecture;
 mod decoder;
 mod executor;
+mod fp8;
 mod gguf;
 mod memory;
 mod rope;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use tokrun_kernels::{Activation, RopeStyle};
 
 use super::architecture::{Architecture, Experts, HEAD_DIM_MAX, Layer, Norms, QueryKeyNorms};
+use super::fp8;
 use super::rope::{Scaling, longrope_magnitude, rope, yarn_magnitude};
 use crate::ModelError;
 use crate::config::{Config, sizes};
@@ -171,6 +172,7 @@ pub(super) fn architecture(
     let defaults: Map<String, Value> = serde_json::from_str(family.defaults).expect("the table's JSON is valid");
     let config = config.clone().with_defaults(&defaults);
     let honoured: Vec<&str> = [COMMON, family.honours, &[family.activation, "layer_types"]].concat();
+    let honoured = if fp8::is_meant(&config) { [&honoured[..], &["quantization_config"]].concat() } else { honoured };
     config.refuse_ignored(&honoured)?;
     let malformed = |reason| ModelError::Malformed { path: folder.join("config.json"), reason };
     sizes::check(&config, tensors).map_err(malformed)?;

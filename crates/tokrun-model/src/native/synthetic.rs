@@ -267,9 +267,14 @@ fn blocks(weight_type: WeightType, scale: f32) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         random().flat_map(u64::to_le_bytes).take(POOL_BLOCKS * weight_type.block_bytes()).collect();
     for block in bytes.chunks_exact_mut(weight_type.block_bytes()) {
-        if weight_type == WeightType::MXFP4 {
+        match weight_type {
             // A power of two.
-            block[0] = (127.0 + scale.log2()).round().clamp(0.0, 254.0) as u8;
+            WeightType::MXFP4 => block[0] = (127.0 + scale.log2()).round().clamp(0.0, 254.0) as u8,
+            WeightType::FP8 => {
+                block[..4].copy_from_slice(&scale.to_le_bytes());
+                block[4..].iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code ^= 1);
+            }
+            _ => {}
         }
         for &(at, share) in scales(weight_type) {
             block[at..at + 2].copy_from_slice(&f16::from_f32(scale * share).to_le_bytes());
@@ -289,7 +294,7 @@ fn scales(weight_type: WeightType) -> &'static [(usize, f32)] {
         WeightType::Q4_K => &[(0, 1.0), (2, 7.5)],
         WeightType::Q5_K => &[(0, 1.0), (2, 15.5)],
         WeightType::Q6_K => &[(208, 1.0)],
-        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::MXFP4 => &[],
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::MXFP4 | WeightType::FP8 => &[],
     }
 }
 

@@ -6,10 +6,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use ::safetensors::Dtype;
 use half::{bf16, f16};
 use tokrun_kernels::{MatrixSource, RowSource, WeightType};
 
 use super::architecture::{Architecture, Norms};
+use super::fp8;
 use crate::config::Config;
 use crate::gguf::Header;
 use crate::mmap::MappedFile;
@@ -192,8 +194,9 @@ pub(super) struct SafetensorsWeights<'a> {
     used: RefCell<BTreeSet<String>>,
 }
 
-/// Ends of names of tensors that hold no weights: tables that every implementation computes itself.
-const TABLES: &[&str] = &["rotary_emb.inv_freq"];
+/// Ends of names of tensors that hold no weights: tables that every implementation computes itself, and how 8-bit
+/// activations would be scaled, which are not rounded here.
+const TABLES: &[&str] = &["rotary_emb.inv_freq", "_proj.input_scale", "_proj.activation_scale"];
 /// The output matrix, which may lie beside an embedding that it is tied to.
 const HEAD: &str = "lm_head.weight";
 
@@ -229,6 +232,14 @@ impl Weights for SafetensorsWeights<'_> {
         };
         if tensor.shape != shape {
             return Err(misshapen(self.folder, &name, &tensor.shape, shape));
+        }
+        if tensor.dtype == Dtype::F8_E4M3
+            && let Some((scales_name, scales)) = fp8::scales_of(self.weights, &name)
+        {
+            let matrix = fp8::matrix(self.weights, tensor, scales);
+            let matrix = matrix.map_err(|reason| unsupported(format!("tensor {name} of 8-bit floats {reason}")))?;
+            self.used.borrow_mut().extend([name, scales_name]);
+            return Ok(matrix);
         }
         let kind = tensor.dtype.to_string();
         let matrix = in_file(&name, shape, WeightType::from_name(&kind), &kind, self.weights.place(tensor))?;

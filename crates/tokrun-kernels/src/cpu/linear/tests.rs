@@ -28,7 +28,8 @@ fn expected(weights: &Weights, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
     let values = weights.values();
     let pairs = Level::best().has_bf16_dot() && matches!(weights.weight_type, WeightType::F16 | WeightType::BF16);
     let rounded = if pairs { 1.0 / 127.0 } else { 4e-6 };
-    let float = matches!(weights.weight_type, WeightType::F32 | WeightType::F16 | WeightType::BF16);
+    let floats = [WeightType::F32, WeightType::F16, WeightType::BF16, WeightType::FP8];
+    let float = floats.contains(&weights.weight_type);
     let (mut exact, mut bound) = (Vec::new(), Vec::new());
     for x in x.chunks_exact(weights.columns) {
         for w in values.chunks_exact(weights.columns) {

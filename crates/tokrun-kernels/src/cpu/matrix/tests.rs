@@ -8,7 +8,8 @@ use crate::{KernelError, MatrixSource, RowSource, WeightType};
 
 #[test]
 fn no_type_grows_by_more_than_four_percent() {
-    for weight_type in WeightType::ALL {
+    // 8-bit floats are widened.
+    for weight_type in WeightType::ALL.into_iter().filter(|weight_type| *weight_type != WeightType::FP8) {
         let weights = Weights::random(weight_type, 16, 4096, 1);
         let matrix = Matrix::new(&weights.source(), Level::best(), 1).expect("it fits");
         let file = 16 * weight_type.row_bytes(4096).expect("whole blocks");

@@ -1,0 +1,4 @@
+// Products with FP8 weights: linear maps, gated blocks, experts, embeddings. See linear.cuh.
+#include "linear.cuh"
+
+WEIGHT_TYPE(FP8, fp8, 4)
