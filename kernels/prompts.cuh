@@ -8,8 +8,8 @@
 // Grid (tiles of all prompts, the last of each first since they see most; kv heads). In shared memory: lines of queries, keys,
 // values, each STRIDE units of 16 bytes, an odd number, so that eight lines lie in different banks for any unit.
 //
-// Queries and weights are rounded to the type that keys and values are multiplied in, sums are f32. Linear in time, not in
-// order: a row has other bits than attention.cuh gives it.
+// Queries and weights are rounded to the type that keys and values are multiplied in, sums are f32. A row has other bits than
+// attention.cuh gives it.
 #pragma once
 #include "attention.cuh"
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Deserialize;
 use support::Sequence;
-use tokrun_model::{Executor, LoadOptions, ModelFile, TokenizerSource};
+use tokrun_model::{Executor, LoadOptions, ModelFile, Processor, TokenizerSource};
 
 mod support;
 
@@ -34,15 +34,7 @@ const MARGIN: f32 = 0.5;
 
 #[test]
 fn default_model_agrees_with_the_float32_reference() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/smollm2-135m/reference.json");
-    let text = std::fs::read_to_string(fixture).expect("the fixture is committed");
-    let reference: Reference = serde_json::from_str(&text).expect("the fixture is valid");
-    let Some(path) = find(&reference.file) else {
-        let required = std::env::var_os("TOKRUN_REQUIRE_MODEL").is_some_and(|value| value == "1");
-        assert!(!required, "TOKRUN_REQUIRE_MODEL=1, but {} is nowhere; set TOKRUN_TEST_MODEL", reference.file);
-        eprintln!("SKIPPED: {} is not here; set TOKRUN_TEST_MODEL to its path", reference.file);
-        return;
-    };
+    let Some((reference, path)) = reference() else { return };
     let file = ModelFile::open(&path).expect("the default model opens");
     assert_eq!(file.info().architecture, "llama");
     assert_eq!(file.info().dtype, "Q4_1");
@@ -63,6 +55,59 @@ fn default_model_agrees_with_the_float32_reference() {
     eprintln!("top-five log-probabilities: mean distance {mean:.4}, largest {max:.4}, {} values", distances.count);
     assert!(distances.misses.is_empty(), "chose {}", distances.misses.join(", "));
     assert!(mean <= MEAN_DISTANCE_MAX, "mean distance {mean}");
+}
+
+/// The lead of the processor's choice above which a device must choose the same.
+const DEVICE_MARGIN: f32 = 0.3;
+
+/// A prompt goes through tensor cores, what follows token by token through captured graphs: the choices are the processor's.
+#[test]
+fn default_model_chooses_the_same_on_a_cuda_device() {
+    if let Err(reason) = tokrun_kernels::cuda::probe() {
+        assert!(std::env::var_os("TOKRUN_REQUIRE_CUDA").is_none(), "TOKRUN_REQUIRE_CUDA is set, but {reason}");
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let Some((reference, path)) = reference() else { return };
+    let prompt: Vec<u32> = reference.prompts[0].prompt_ids.iter().copied().take(24).collect();
+    let file = ModelFile::open(&path).expect("the default model opens");
+    let load = |processor| {
+        let options =
+            LoadOptions { processor, sequences_max: Some(1), context_tokens: Some(64), ..LoadOptions::default() };
+        let mut executor = file.load(&options).expect("the default model loads");
+        let sequence = Sequence::create(executor.as_mut(), 0).expect("a sequence is free");
+        (executor, sequence)
+    };
+    let ((mut cpu, mut on_cpu), (mut cuda, mut on_cuda)) = (load(Processor::Cpu), load(Processor::Cuda(0)));
+    let mut tokens = prompt;
+    let mut compared = 0;
+    for step in 0..3 {
+        let expected = extend(cpu.as_mut(), &mut on_cpu, &tokens);
+        let found = extend(cuda.as_mut(), &mut on_cuda, &tokens);
+        let mut order: Vec<usize> = (0..expected.len()).collect();
+        order.select_nth_unstable_by(1, |&a, &b| expected[b].total_cmp(&expected[a]));
+        let (first, second) = (order[0], order[1]);
+        if expected[first] - expected[second] > DEVICE_MARGIN {
+            assert_eq!(support::best(&found) as usize, first, "step {step}");
+            compared += 1;
+        }
+        tokens = vec![first as u32];
+    }
+    assert!(compared > 0, "no choice was clear enough to compare");
+}
+
+/// The reference and the model's file, if that is anywhere.
+fn reference() -> Option<(Reference, PathBuf)> {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/smollm2-135m/reference.json");
+    let text = std::fs::read_to_string(fixture).expect("the fixture is committed");
+    let reference: Reference = serde_json::from_str(&text).expect("the fixture is valid");
+    let found = find(&reference.file);
+    if found.is_none() {
+        let required = std::env::var_os("TOKRUN_REQUIRE_MODEL").is_some_and(|value| value == "1");
+        assert!(!required, "TOKRUN_REQUIRE_MODEL=1, but {} is nowhere; set TOKRUN_TEST_MODEL", reference.file);
+        eprintln!("SKIPPED: {} is not here; set TOKRUN_TEST_MODEL to its path", reference.file);
+    }
+    found.map(|path| (reference, path))
 }
 
 #[derive(Default)]
