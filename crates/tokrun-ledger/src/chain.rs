@@ -26,11 +26,10 @@
 //! The chain shows that nothing before its head was changed by somebody who does not recompute all of it. Against
 //! somebody who does, only a head kept elsewhere helps.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::Range;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, Rows, Statement};
+use rusqlite::{Connection, OptionalExtension, Row};
 use sha2::{Digest, Sha256};
 
 use crate::{LedgerError, Result};
@@ -61,25 +60,24 @@ pub(crate) struct Draft<'a> {
     pub(crate) postings: &'a [(i64, Option<i64>, i64)],
 }
 
-/// An entry as it is stored.
-pub(crate) struct Entry {
+/// An entry as it is stored. It borrows, because a check looks at millions of them.
+pub(crate) struct Entry<'a> {
     pub(crate) id: i64,
-    pub(crate) kind: String,
-    pub(crate) idempotency_key: String,
+    pub(crate) kind: &'a str,
+    pub(crate) idempotency_key: &'a str,
     pub(crate) created_us: i64,
     pub(crate) effective_us: i64,
-    pub(crate) request_id: Option<String>,
-    pub(crate) memo_digest: Option<Vec<u8>>,
-    pub(crate) subject_digest: Option<Vec<u8>>,
+    pub(crate) request_id: Option<&'a str>,
+    pub(crate) memo_digest: Option<&'a [u8]>,
+    pub(crate) subject_digest: Option<&'a [u8]>,
     pub(crate) prev_hash: Hash,
     pub(crate) hash: Hash,
-    pub(crate) postings: Vec<Posting>,
 }
 
-/// One line of an entry.
-pub(crate) struct Posting {
-    pub(crate) account: Arc<str>,
-    pub(crate) allowance: Option<Arc<str>>,
+/// One line of an entry, ids spelled out.
+pub(crate) struct Line<S> {
+    pub(crate) account: S,
+    pub(crate) allowance: Option<S>,
     pub(crate) amount: i64,
 }
 
@@ -101,16 +99,19 @@ pub(crate) const TERMS: &str = "g.id, a.id, g.kind, g.amount, g.priority, g.effe
 /// Those of the first version; NULL in a later one was not hashed.
 const TERMS_FIRST: usize = 8;
 
-/// A row `r` of the log, of the account `a`, in the order in which it is hashed.
-pub(crate) const LOGGED: &str = "r.id, a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
+/// A row `r` of the log in the order in which it is hashed, the wallet by its id.
+pub(crate) const LOGGED: &str = "r.id, r.wallet, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
      r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, r.queue_us, \
      r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us, r.access_key";
+
+/// Where the wallet is.
+const LOGGED_WALLET: usize = 1;
 
 /// Those of the first version; NULL in a later one was not hashed.
 const LOGGED_FIRST: usize = 23;
 
 /// An entry's lines, ids spelled out.
-pub(crate) const POSTINGS: &str = "SELECT a.id, g.id, p.amount FROM posting p \
+const POSTINGS: &str = "SELECT a.id, g.id, p.amount FROM posting p \
      JOIN account a ON a.seq = p.account LEFT JOIN allowance g ON g.seq = p.allowance \
      WHERE p.entry = ?1 ORDER BY p.line";
 
@@ -118,37 +119,32 @@ pub(crate) const POSTINGS: &str = "SELECT a.id, g.id, p.amount FROM posting p \
 pub(crate) fn append(conn: &Connection, draft: &Draft<'_>) -> Result<i64> {
     debug_assert_eq!(draft.postings.iter().map(|&(_, _, amount)| i128::from(amount)).sum::<i128>(), 0);
     let head = head(conn)?;
-    let id = head.entry + 1;
+    let mut lines = Vec::with_capacity(draft.postings.len());
+    for &(account, allowance, amount) in draft.postings {
+        let account = id_of(conn, "SELECT id FROM account WHERE seq = ?1", account)?;
+        let allowance = allowance.map(|grant| id_of(conn, "SELECT id FROM allowance WHERE seq = ?1", grant));
+        lines.push(Line { account, allowance: allowance.transpose()?, amount });
+    }
     let mut entry = Entry {
-        id,
-        kind: draft.kind.to_owned(),
-        idempotency_key: draft.idempotency_key.to_owned(),
+        id: head.entry + 1,
+        kind: draft.kind,
+        idempotency_key: draft.idempotency_key,
         created_us: draft.created_us,
         effective_us: draft.effective_us,
-        request_id: draft.request_id.map(str::to_owned),
-        memo_digest: draft.memo_digest.map(|digest| digest.to_vec()),
-        subject_digest: draft.subject_digest.map(|digest| digest.to_vec()),
+        request_id: draft.request_id,
+        memo_digest: draft.memo_digest.as_ref().map(Hash::as_slice),
+        subject_digest: draft.subject_digest.as_ref().map(Hash::as_slice),
         prev_hash: head.hash,
         hash: GENESIS,
-        postings: Vec::with_capacity(draft.postings.len()),
     };
-    for &(account, allowance, amount) in draft.postings {
-        entry.postings.push(Posting {
-            account: id_of(conn, "SELECT id FROM account WHERE seq = ?1", account)?,
-            allowance: allowance
-                .map(|grant| id_of(conn, "SELECT id FROM allowance WHERE seq = ?1", grant))
-                .transpose()?,
-            amount,
-        });
-    }
-    entry.hash = entry.digest();
+    entry.hash = entry.digest(&lines, &mut Encoder::default());
     insert(conn, &entry, draft.postings)?;
     conn.prepare_cached("UPDATE head SET entry = ?1, count = ?2, hash = ?3 WHERE id = 1")?.execute((
-        id,
+        entry.id,
         head.count + 1,
         entry.hash,
     ))?;
-    Ok(id)
+    Ok(entry.id)
 }
 
 /// The end of the chain; an error if its row is gone.
@@ -159,12 +155,17 @@ pub(crate) fn head(conn: &Connection) -> Result<Head> {
         .ok_or_else(|| LedgerError::Bad { reason: "the head of the chain is missing".into() })
 }
 
-/// Reads one entry.
-pub(crate) fn load(conn: &Connection, id: i64) -> Result<Entry> {
+/// The hash that an entry has, and the one it should have.
+pub(crate) fn hashes(conn: &Connection, id: i64) -> Result<(Hash, Hash)> {
+    let mut statement = conn.prepare_cached(POSTINGS)?;
+    let lines = statement
+        .query_map([id], |row| Ok(Line { account: row.get(0)?, allowance: row.get(1)?, amount: row.get(2)? }))?;
+    let lines: Vec<Line<String>> = lines.collect::<rusqlite::Result<_>>()?;
     let sql = format!("SELECT {ENTRY_COLUMNS} FROM entry WHERE id = ?1");
-    let mut entry = conn.query_row(&sql, [id], Entry::from_row)?;
-    entry.load_postings(conn)?;
-    Ok(entry)
+    Ok(conn.query_row(&sql, [id], |row| {
+        let entry = Entry::from_row(row)?;
+        Ok((entry.hash, entry.digest(&lines, &mut Encoder::default())))
+    })?)
 }
 
 /// SHA-256 of a salt and a text: what the chain keeps of a memo.
@@ -180,24 +181,30 @@ pub(crate) fn terms_digest(conn: &Connection, grant: i64) -> Result<Hash> {
 
 /// What the chain keeps of a settled request's row in the log.
 pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
-    let sql = format!("SELECT {LOGGED} FROM request_log r JOIN account a ON a.seq = r.wallet WHERE r.seq = ?1");
-    conn.prepare_cached(&sql)?.query_row([logged], |row| Ok(logged_of(row, 0)))?
+    let sql = format!("SELECT {LOGGED} FROM request_log r WHERE r.seq = ?1");
+    conn.prepare_cached(&sql)?.query_row([logged], |row| {
+        let wallet = row.get(LOGGED_WALLET)?;
+        Ok(id_of(conn, "SELECT id FROM account WHERE seq = ?1", wallet)
+            .and_then(|wallet| logged_of(row, 0, &wallet, &mut Encoder::default())))
+    })?
 }
 
 /// Digests [`TERMS`], from the column `first` of a row on.
 pub(crate) fn terms_of(row: &Row<'_>, first: usize) -> Result<Hash> {
-    let mut encoder = Encoder(Sha256::new());
-    for column in first..row.as_ref().column_count() {
-        let (place, value) = (column - first, row.get_ref(column)?);
-        if place >= TERMS_FIRST {
-            if value == ValueRef::Null {
-                continue;
-            }
-            encoder.integer(place as i64);
-        }
-        encoder.value(value);
-    }
-    Ok(encoder.0.finalize().into())
+    let mut encoder = Encoder::default();
+    encoder.columns(row, first..first + TERMS_FIRST)?;
+    encoder.later_columns(row, first, TERMS_FIRST)?;
+    Ok(encoder.finish())
+}
+
+/// Digests [`LOGGED`], from the column `first` of a row on, of the wallet with this id.
+pub(crate) fn logged_of(row: &Row<'_>, first: usize, wallet: &str, encoder: &mut Encoder) -> Result<Hash> {
+    let wallet_column = first + LOGGED_WALLET;
+    encoder.columns(row, first..wallet_column)?;
+    encoder.value(ValueRef::Text(wallet.as_bytes()));
+    encoder.columns(row, wallet_column + 1..first + LOGGED_FIRST)?;
+    encoder.later_columns(row, first, LOGGED_FIRST)?;
+    Ok(encoder.finish())
 }
 
 /// Digests a row from its column `first` on.
@@ -205,204 +212,144 @@ pub(crate) fn row_digest(row: &Row<'_>, first: usize) -> Result<Hash> {
     columns_digest(row, first..row.as_ref().column_count())
 }
 
-/// Digests [`LOGGED`], from the column `first` of a row on.
-pub(crate) fn logged_of(row: &Row<'_>, first: usize) -> Result<Hash> {
-    let added = first + LOGGED_FIRST..row.as_ref().column_count();
-    let mut encoder = Encoder(Sha256::new());
-    for column in first..added.start {
-        encoder.value(row.get_ref(column)?);
-    }
-    for column in added {
-        let value = row.get_ref(column)?;
-        if value != ValueRef::Null {
-            encoder.integer((column - first) as i64);
-            encoder.value(value);
-        }
-    }
-    Ok(encoder.0.finalize().into())
-}
-
 /// Digests some columns of a row.
-pub(crate) fn columns_digest(row: &Row<'_>, columns: std::ops::Range<usize>) -> Result<Hash> {
-    let mut encoder = Encoder(Sha256::new());
-    for column in columns {
-        encoder.value(row.get_ref(column)?);
-    }
-    Ok(encoder.0.finalize().into())
+pub(crate) fn columns_digest(row: &Row<'_>, columns: Range<usize>) -> Result<Hash> {
+    let mut encoder = Encoder::default();
+    encoder.columns(row, columns)?;
+    Ok(encoder.finish())
 }
 
-impl Entry {
-    /// From [`ENTRY_COLUMNS`], without postings.
-    pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
+impl<'a> Entry<'a> {
+    /// From [`ENTRY_COLUMNS`].
+    pub(crate) fn from_row(row: &'a Row<'_>) -> rusqlite::Result<Entry<'a>> {
         Ok(Entry {
             id: row.get(0)?,
-            kind: row.get(1)?,
-            idempotency_key: row.get(2)?,
+            kind: row.get_ref(1)?.as_str()?,
+            idempotency_key: row.get_ref(2)?.as_str()?,
             created_us: row.get(3)?,
             effective_us: row.get(4)?,
-            request_id: row.get(5)?,
-            memo_digest: row.get(6)?,
-            subject_digest: row.get(7)?,
+            request_id: row.get_ref(5)?.as_str_or_null()?,
+            memo_digest: row.get_ref(6)?.as_blob_or_null()?,
+            subject_digest: row.get_ref(7)?.as_blob_or_null()?,
             prev_hash: row.get(8)?,
             hash: row.get(9)?,
-            postings: Vec::new(),
         })
     }
 
-    /// Reads the lines.
-    pub(crate) fn load_postings(&mut self, conn: &Connection) -> Result<()> {
-        let mut statement = conn.prepare_cached(POSTINGS)?;
-        let postings = statement.query_map([self.id], |row| {
-            Ok(Posting { account: row.get(0)?, allowance: row.get(1)?, amount: row.get(2)? })
-        })?;
-        self.postings = postings.collect::<rusqlite::Result<_>>()?;
-        Ok(())
-    }
-
-    /// The hash this entry should have.
-    pub(crate) fn digest(&self) -> Hash {
-        let mut encoder = Encoder(Sha256::new());
+    /// The hash that it should have, with these lines.
+    pub(crate) fn digest<S: AsRef<str>>(&self, lines: &[Line<S>], encoder: &mut Encoder) -> Hash {
         encoder.bytes(b"tokrun ledger entry 1");
-        encoder.0.update(self.prev_hash);
+        encoder.0.extend(self.prev_hash);
         encoder.integer(self.id);
         encoder.bytes(self.kind.as_bytes());
         encoder.bytes(self.idempotency_key.as_bytes());
         encoder.integer(self.created_us);
         encoder.integer(self.effective_us);
-        encoder.optional(self.request_id.as_deref().map(str::as_bytes));
-        encoder.optional(self.memo_digest.as_deref());
-        encoder.optional(self.subject_digest.as_deref());
-        encoder.length(self.postings.len());
-        for posting in &self.postings {
-            encoder.bytes(posting.account.as_bytes());
-            encoder.optional(posting.allowance.as_deref().map(str::as_bytes));
-            encoder.integer(posting.amount);
+        encoder.optional(self.request_id.map(str::as_bytes));
+        encoder.optional(self.memo_digest);
+        encoder.optional(self.subject_digest);
+        encoder.length(lines.len());
+        for line in lines {
+            encoder.bytes(line.account.as_ref().as_bytes());
+            encoder.optional(line.allowance.as_ref().map(|id| id.as_ref().as_bytes()));
+            encoder.integer(line.amount);
         }
-        encoder.0.finalize().into()
+        encoder.finish()
     }
 }
 
-/// Reads the lines of all entries in their order: many times as quick as looking up those of each.
-pub(crate) struct AllPostings<'a> {
-    rows: Rows<'a>,
-    /// Read, and of an entry that was not asked for yet.
-    next: Option<(i64, Posting)>,
-    accounts: HashMap<i64, Arc<str>>,
-    allowances: HashMap<i64, Arc<str>>,
-}
-
-/// For [`AllPostings::new`].
-pub(crate) const ALL_POSTINGS: &str = "SELECT entry, account, allowance, amount FROM posting ORDER BY entry, line";
-
-impl<'a> AllPostings<'a> {
-    /// Of a statement for [`ALL_POSTINGS`].
-    pub(crate) fn new(conn: &Connection, statement: &'a mut Statement<'_>) -> Result<AllPostings<'a>> {
-        let ids = |sql: &str| -> Result<HashMap<i64, Arc<str>>> {
-            let mut statement = conn.prepare(sql)?;
-            let ids = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            Ok(ids.collect::<rusqlite::Result<_>>()?)
-        };
-        let (accounts, allowances) = (ids("SELECT seq, id FROM account")?, ids("SELECT seq, id FROM allowance")?);
-        Ok(AllPostings { rows: statement.query([])?, next: None, accounts, allowances })
-    }
-
-    /// The lines of an entry that follows the one asked for before. One whose account is missing is none.
-    pub(crate) fn of(&mut self, entry: i64) -> Result<Vec<Posting>> {
-        let mut postings = Vec::with_capacity(2);
-        loop {
-            if self.next.is_none() {
-                self.next = self.read()?;
-            }
-            match self.next.take() {
-                Some((of, _)) if of < entry => {}
-                Some((of, posting)) if of == entry => postings.push(posting),
-                later => {
-                    self.next = later;
-                    return Ok(postings);
-                }
-            }
-        }
-    }
-
-    fn read(&mut self) -> Result<Option<(i64, Posting)>> {
-        while let Some(row) = self.rows.next()? {
-            let (account, allowance): (i64, Option<i64>) = (row.get(1)?, row.get(2)?);
-            if let Some(account) = self.accounts.get(&account) {
-                let allowance = allowance.and_then(|allowance| self.allowances.get(&allowance));
-                let posting =
-                    Posting { account: Arc::clone(account), allowance: allowance.map(Arc::clone), amount: row.get(3)? };
-                return Ok(Some((row.get(0)?, posting)));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// The canonical encoding, hashed as it is written.
-struct Encoder(Sha256);
+/// The canonical encoding, hashed as a whole: a hash takes long strides more quickly than many small steps.
+#[derive(Default)]
+pub(crate) struct Encoder(Vec<u8>);
 
 impl Encoder {
+    /// The hash of all that was encoded since the last one.
+    fn finish(&mut self) -> Hash {
+        let hash = Sha256::digest(&self.0).into();
+        self.0.clear();
+        hash
+    }
+
+    fn columns(&mut self, row: &Row<'_>, columns: Range<usize>) -> rusqlite::Result<()> {
+        for column in columns {
+            self.value(row.get_ref(column)?);
+        }
+        Ok(())
+    }
+
+    /// Columns that later versions added behind so many `known` ones.
+    fn later_columns(&mut self, row: &Row<'_>, first: usize, known: usize) -> rusqlite::Result<()> {
+        for column in first + known..row.as_ref().column_count() {
+            let value = row.get_ref(column)?;
+            if value != ValueRef::Null {
+                self.integer((column - first) as i64);
+                self.value(value);
+            }
+        }
+        Ok(())
+    }
+
     fn integer(&mut self, value: i64) {
-        self.0.update(value.to_be_bytes());
+        self.0.extend(value.to_be_bytes());
     }
 
     fn length(&mut self, length: usize) {
-        self.0.update((length as u64).to_be_bytes());
+        self.0.extend((length as u64).to_be_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.length(bytes.len());
-        self.0.update(bytes);
+        self.0.extend_from_slice(bytes);
     }
 
     fn value(&mut self, value: ValueRef<'_>) {
         match value {
-            ValueRef::Null => self.0.update([0]),
+            ValueRef::Null => self.0.push(0),
             ValueRef::Integer(integer) => {
-                self.0.update([1]);
+                self.0.push(1);
                 self.integer(integer);
             }
             ValueRef::Real(real) => {
-                self.0.update([2]);
-                self.0.update(real.to_be_bytes());
+                self.0.push(2);
+                self.0.extend(real.to_be_bytes());
             }
             ValueRef::Text(text) => {
-                self.0.update([3]);
+                self.0.push(3);
                 self.bytes(text);
             }
             ValueRef::Blob(blob) => {
-                self.0.update([4]);
+                self.0.push(4);
                 self.bytes(blob);
             }
         }
     }
 
     fn optional(&mut self, bytes: Option<&[u8]>) {
-        self.0.update([u8::from(bytes.is_some())]);
+        self.0.push(u8::from(bytes.is_some()));
         if let Some(bytes) = bytes {
             self.bytes(bytes);
         }
     }
 }
 
-fn id_of(conn: &Connection, sql: &str, seq: i64) -> Result<Arc<str>> {
+fn id_of(conn: &Connection, sql: &str, seq: i64) -> Result<String> {
     Ok(conn.prepare_cached(sql)?.query_row([seq], |row| row.get(0))?)
 }
 
-fn insert(conn: &Connection, entry: &Entry, postings: &[(i64, Option<i64>, i64)]) -> Result<()> {
+fn insert(conn: &Connection, entry: &Entry<'_>, postings: &[(i64, Option<i64>, i64)]) -> Result<()> {
     conn.prepare_cached(
         "INSERT INTO entry (id, kind, idempotency_key, created_us, effective_us, request_id, memo_digest, \
          subject_digest, prev_hash, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?
     .execute((
         entry.id,
-        &entry.kind,
-        &entry.idempotency_key,
+        entry.kind,
+        entry.idempotency_key,
         entry.created_us,
         entry.effective_us,
-        &entry.request_id,
-        &entry.memo_digest,
-        &entry.subject_digest,
+        entry.request_id,
+        entry.memo_digest,
+        entry.subject_digest,
         entry.prev_hash,
         entry.hash,
     ))?;

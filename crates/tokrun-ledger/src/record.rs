@@ -5,14 +5,14 @@
 //! for somebody. So the rows can be computed from the chain, and [`check`] finds every one that says something else, is
 //! missing, or was never agreed.
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::Result;
 use crate::chain::{self, Draft, Hash};
-use crate::verify::VerifyReport;
+use crate::verify::{Problems, VerifyReport};
 use crate::writer::Tx;
 
 /// A table whose rows are recorded.
@@ -25,6 +25,9 @@ pub(crate) struct Kind {
     /// SQL for `seq`, `entry`, `id` and `body`, as JSON, of every row.
     pub(crate) bodies: &'static str,
 }
+
+/// What is wrong where an entry and its record do not agree.
+const CHANGED: &str = "the record of what was agreed was changed or removed";
 
 /// All of them.
 const KINDS: [&Kind; 5] = [
@@ -107,35 +110,34 @@ pub(crate) fn note(tx: &Tx<'_>, text: Option<&str>) -> Result<Option<Hash>> {
     Ok(Some(digest))
 }
 
-/// The records are those of their entries, and the tables say what was recorded last.
-pub(crate) fn check(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    check_records(conn, report)?;
-    check_notes(conn, report)?;
-    KINDS.iter().try_for_each(|kind| check_rows(conn, kind, report))
-}
-
-fn check_records(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    let sql = "SELECT e.id, e.kind, e.subject_digest, r.kind, r.subject, r.body, r.actor FROM entry e \
-         LEFT JOIN record r ON r.entry = e.id WHERE r.entry IS NOT NULL OR e.kind IN (SELECT value FROM json_each(?1)) \
-         ORDER BY e.id";
-    let kinds: Vec<&str> =
-        KINDS.iter().flat_map(|kind| [Some(kind.set), kind.ended]).flatten().chain([ACTED]).collect();
-    let mut statement = conn.prepare(sql)?;
-    let mut rows = statement.query([serde_json::Value::from(kinds).to_string()])?;
-    while let Some(row) = rows.next()? {
-        let (entry, kind, stored): (i64, String, Option<Vec<u8>>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let record: Option<(String, String, String, Option<String>)> = row
-            .get::<_, Option<_>>(3)?
-            .map(|kind| Ok::<_, rusqlite::Error>((kind, row.get(4)?, row.get(5)?, row.get(6)?)))
-            .transpose()?;
-        let is_right = record.is_some_and(|(recorded, id, body, actor)| {
-            recorded == kind && stored.is_some_and(|stored| stored == digest(&kind, &id, &body, actor.as_deref()))
-        });
-        if !is_right {
-            report.add(Some(entry), "the record of what was agreed was changed or removed");
-        }
+/// An entry of one of the kinds has its record, which says what the entry covers.
+pub(crate) fn check_entry(conn: &Connection, entry: i64, problems: &mut Problems) -> Result<()> {
+    let sql = "SELECT e.kind, e.subject_digest, r.kind, r.subject, r.body, r.actor FROM entry e \
+         JOIN record r ON r.entry = e.id WHERE e.id = ?1";
+    let read = |row: &Row<'_>| -> rusqlite::Result<bool> {
+        let (kind, recorded): (String, String) = (row.get(0)?, row.get(2)?);
+        let (id, body, actor): (String, String, Option<String>) = (row.get(3)?, row.get(4)?, row.get(5)?);
+        let digest = digest(&recorded, &id, &body, actor.as_deref());
+        Ok(recorded == kind && row.get_ref(1)?.as_blob_or_null()?.is_some_and(|stored| stored == digest))
+    };
+    if !conn.prepare_cached(sql)?.query_row([entry], read).optional()?.unwrap_or(false) {
+        problems.add(Some(entry), CHANGED);
     }
     Ok(())
+}
+
+/// Every record belongs to such an entry, and the tables say what was recorded last.
+pub(crate) fn check(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
+    let sql = "SELECT r.entry, e.kind FROM record r LEFT JOIN entry e ON e.id = r.entry ORDER BY r.entry";
+    let mut statement = conn.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if !row.get::<_, Option<String>>(1)?.is_some_and(|kind| is_kind(&kind)) {
+            report.add(row.get(0)?, CHANGED);
+        }
+    }
+    check_notes(conn, report)?;
+    KINDS.iter().try_for_each(|kind| check_rows(conn, kind, report))
 }
 
 fn check_notes(conn: &Connection, report: &mut VerifyReport) -> Result<()> {

@@ -1,0 +1,340 @@
+//! One pass over a range of entries, with their postings and the log beside them: whatever can be said of one entry.
+//!
+//! An entry has the hash of the one before, so ranges are checked one beside the other, each beginning with the hash that
+//! the last entry before it has. The log is in the order of the entries that it belongs to, so that both are read once,
+//! in their order, and nothing is looked up.
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
+use rusqlite::{Connection, OptionalExtension, Row, Rows};
+
+use crate::chain::{self, Encoder, Entry, GENESIS, Hash, LOGGED, Line};
+use crate::{Credits, LatencyHistogram, Result, audit, record};
+
+use super::Problems;
+use super::file::{Bag, Key};
+use super::rules::{self, Sums, price};
+
+/// Where in a row of `SELECT entry, seq, LOGGED` its parts are.
+const SEQ: usize = 1;
+const REQUEST_ID: usize = 2;
+const WALLET: usize = 3;
+const PRICE: usize = 8;
+const PROMPT_TOKENS: usize = 11;
+const CACHED_TOKENS: usize = 12;
+const OUTPUT_TOKENS: usize = 13;
+const REASONING_TOKENS: usize = 14;
+const DEBITED: usize = 15;
+const ITL: usize = 20;
+const ENDED: usize = 24;
+
+/// What the numbers in postings mean.
+pub(super) struct Names {
+    accounts: HashMap<i64, Account>,
+    grants: HashMap<i64, Grant>,
+}
+
+struct Account {
+    id: String,
+    is_wallet: bool,
+}
+
+struct Grant {
+    id: String,
+    wallet: i64,
+}
+
+impl Names {
+    pub(super) fn load(conn: &Connection) -> Result<Names> {
+        let sql = "SELECT a.seq, a.id, w.seq IS NOT NULL FROM account a LEFT JOIN wallet w ON w.seq = a.seq";
+        let mut accounts = HashMap::new();
+        rules::each(conn, sql, |row| {
+            accounts.insert(row.get(0)?, Account { id: row.get(1)?, is_wallet: row.get(2)? });
+            Ok(())
+        })?;
+        let mut grants = HashMap::new();
+        rules::each(conn, "SELECT seq, id, wallet FROM allowance", |row| {
+            grants.insert(row.get(0)?, Grant { id: row.get(1)?, wallet: row.get(2)? });
+            Ok(())
+        })?;
+        Ok(Names { accounts, grants })
+    }
+}
+
+/// Entries from `first` on, before `end`, and the rows of the log that belong to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) first: i64,
+    pub(super) end: i64,
+    pub(super) first_logged: i64,
+    pub(super) end_logged: i64,
+}
+
+/// All there is, in so many ranges of about as many entries.
+pub(super) fn ranges(conn: &Connection, count: i64) -> Result<Vec<Range>> {
+    let ends = |table: &str, key: &str| -> Result<(i64, i64)> {
+        let sql = format!("SELECT coalesce(min({key}), 0), coalesce(max({key}), 0) FROM {table}");
+        Ok(conn.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
+    };
+    let ((first, last), (_, last_logged)) = (ends("entry", "id")?, ends("request_log", "seq")?);
+    let width = (i128::from(last) - i128::from(first) + 1) / i128::from(count);
+    let mut cuts = vec![(i64::MIN, i64::MIN)];
+    for number in 1..count {
+        let entry = i64::try_from(i128::from(first) + width * i128::from(number)).unwrap_or(last);
+        cuts.push((entry, first_logged_of(conn, entry, last_logged)?));
+    }
+    cuts.push((last.saturating_add(1), last_logged.saturating_add(1)));
+    let range = |pair: &[(i64, i64)]| Range {
+        first: pair[0].0,
+        end: pair[1].0,
+        first_logged: pair[0].1,
+        end_logged: pair[1].1,
+    };
+    Ok(cuts.windows(2).map(range).collect())
+}
+
+/// The first row of the log that belongs to this entry or to a later one. Where the log is not in order, it is any row, and
+/// the pass will see that.
+fn first_logged_of(conn: &Connection, entry: i64, last_logged: i64) -> Result<i64> {
+    let sql = "SELECT seq, entry FROM request_log WHERE seq >= ?1 AND entry IS NOT NULL ORDER BY seq LIMIT 1";
+    let mut statement = conn.prepare(sql)?;
+    let (mut low, mut high) = (0, last_logged.saturating_add(1));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let found = statement.query_row([middle], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+        match found.optional()? {
+            Some((seq, of)) if of < entry => low = seq + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
+
+/// What is wrong, by the rule that it breaks.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) chain: Problems,
+    pub(super) postings: Problems,
+    pub(super) terms: Problems,
+    pub(super) unlogged: Problems,
+    pub(super) log: Problems,
+}
+
+/// What a pass over a range came to.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) entries: i64,
+    /// The last entry up to the end of the range, and its hash.
+    pub(super) last: i64,
+    pub(super) hash: Hash,
+    pub(super) sums: HashMap<i64, Sums>,
+    /// What the indexes ought to have, in their order.
+    pub(super) indexed: [Bag; 4],
+    pub(super) found: Found,
+}
+
+/// Checks a range.
+pub(super) fn run(conn: &Connection, names: &Names, range: Range, secret: &RandomState) -> Result<Outcome> {
+    let before = "SELECT id, hash FROM entry WHERE id < ?1 ORDER BY id DESC LIMIT 1";
+    let before = conn.query_row(before, [range.first], |row| Ok((row.get(0)?, row.get(1)?))).optional();
+    // One whose hash cannot be read is reported by the range that it is in.
+    let (last, hash) = before.unwrap_or(None).unwrap_or((0, GENESIS));
+    let mut pass = Pass {
+        conn,
+        names,
+        secret,
+        encoder: Encoder::default(),
+        lines: Vec::new(),
+        moved: Vec::new(),
+        outcome: Outcome { last, hash, ..Outcome::default() },
+    };
+    let entries = format!("SELECT {} FROM entry WHERE id >= ?1 AND id < ?2 ORDER BY id", chain::ENTRY_COLUMNS);
+    let postings = "SELECT entry, line, account, allowance, amount FROM posting WHERE entry >= ?1 AND entry < ?2 \
+         ORDER BY entry, line";
+    let logged =
+        format!("SELECT r.entry, r.seq, {LOGGED} FROM request_log r WHERE r.seq >= ?1 AND r.seq < ?2 ORDER BY r.seq");
+    let (mut entries, mut postings, mut logged) =
+        (conn.prepare(&entries)?, conn.prepare(postings)?, conn.prepare(&logged)?);
+    let mut entries = entries.query([range.first, range.end])?;
+    let mut postings = postings.query([range.first, range.end])?;
+    let mut logged = logged.query([range.first_logged, range.end_logged])?;
+    postings.advance()?;
+    logged.advance()?;
+    while let Some(row) = entries.next()? {
+        let id = row.get(0)?;
+        pass.read_postings(&mut postings, id)?;
+        match Entry::from_row(row) {
+            Ok(entry) => pass.check_entry(&entry, &mut logged)?,
+            Err(error) => pass.outcome.found.chain.add(Some(id), error.to_string()),
+        }
+        pass.outcome.last = id;
+        pass.outcome.entries += 1;
+    }
+    pass.read_postings(&mut postings, range.end)?;
+    pass.skip_logged(&mut logged, i64::MAX)?;
+    Ok(pass.outcome)
+}
+
+struct Pass<'a> {
+    conn: &'a Connection,
+    names: &'a Names,
+    secret: &'a RandomState,
+    encoder: Encoder,
+    /// Of the entry that is checked.
+    lines: Vec<Line<&'a str>>,
+    /// What it moved of grants.
+    moved: Vec<(i64, i64)>,
+    outcome: Outcome,
+}
+
+impl<'a> Pass<'a> {
+    /// Takes the lines of an entry; there should be none before them.
+    fn read_postings(&mut self, postings: &mut Rows<'_>, entry: i64) -> Result<()> {
+        self.lines.clear();
+        self.moved.clear();
+        while let Some(row) = postings.get() {
+            let of: i64 = row.get(0)?;
+            if of > entry {
+                break;
+            }
+            let (line, account, allowance, amount) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+            self.outcome.indexed[1].add(self.secret, &Key::Numbers([account, of, line]));
+            if of != entry || !self.take_line(account, allowance, amount) {
+                let what = "a posting of it belongs to no entry, or to another wallet's grant";
+                self.outcome.found.postings.add(Some(of), what);
+            }
+            postings.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a line, unless its account is missing. Returns whether it is a wallet's and of one of its grants, or neither.
+    fn take_line(&mut self, account: i64, allowance: Option<i64>, amount: i64) -> bool {
+        self.moved.extend(allowance.map(|allowance| (allowance, amount)));
+        let Some(named) = self.names.accounts.get(&account) else { return false };
+        let grant = allowance.and_then(|seq| self.names.grants.get(&seq));
+        let id = grant.map(|grant| grant.id.as_str());
+        self.lines.push(Line { account: &named.id, allowance: id, amount });
+        match grant {
+            Some(grant) => named.is_wallet && grant.wallet == account,
+            None => !named.is_wallet && allowance.is_none(),
+        }
+    }
+
+    /// An entry follows from the one before, sums to zero, and is what belongs to it elsewhere.
+    fn check_entry(&mut self, entry: &Entry<'_>, logged: &mut Rows<'_>) -> Result<()> {
+        let (id, chain) = (entry.id, &mut self.outcome.found.chain);
+        let (before, hash_before) = (self.outcome.last, self.outcome.hash);
+        if id != before + 1 {
+            chain.add(Some(id), format!("it follows entry {before}: entries between them are missing"));
+        }
+        if entry.prev_hash != hash_before {
+            chain.add(Some(id), "it does not continue the chain: its previous hash is another");
+        }
+        if entry.digest(&self.lines, &mut self.encoder) != entry.hash {
+            chain.add(Some(id), "it was changed: its hash is another");
+        }
+        self.outcome.hash = entry.hash;
+        let sum: i128 = self.lines.iter().map(|line| i128::from(line.amount)).sum();
+        // Free tokens are settled without any.
+        let is_record = record::is_kind(entry.kind);
+        let may_be_empty = || entry.kind == "settle" || is_record || audit::KINDS.contains(&entry.kind);
+        if sum != 0 || self.lines.is_empty() && !may_be_empty() {
+            let count = self.lines.len();
+            chain.add(Some(id), format!("its {count} postings sum to {sum} micro-credits, not to zero"));
+        }
+        self.outcome.indexed[0].add(self.secret, &Key::Text(entry.idempotency_key.as_bytes(), id));
+        self.add_sums(entry.kind);
+        match entry.kind {
+            "settle" => self.check_settlement(entry, logged)?,
+            "starter" | "grant" | "rollover" | "transfer" => {
+                rules::check_terms(self.conn, id, &mut self.outcome.found.terms)?;
+            }
+            _ if is_record => record::check_entry(self.conn, id, &mut self.outcome.found.terms)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_sums(&mut self, kind: &str) {
+        let is_reversal = matches!(kind, "refund" | "correct");
+        for &(allowance, amount) in &self.moved {
+            let (sums, given) = (self.outcome.sums.entry(allowance).or_default(), i128::from(amount.max(0)));
+            sums.net += i128::from(amount);
+            sums.given += given;
+            sums.returned += if is_reversal { given } else { 0 };
+        }
+    }
+
+    /// A settlement has one row in the log, and its key.
+    fn check_settlement(&mut self, entry: &Entry<'_>, logged: &mut Rows<'_>) -> Result<()> {
+        let settles = entry.idempotency_key.strip_prefix("settle:");
+        if settles.is_none() || settles != entry.request_id {
+            self.outcome.found.chain.add(Some(entry.id), "its idempotency key is not that of its request");
+        }
+        self.skip_logged(logged, entry.id)?;
+        let mut count = 0;
+        while let Some(row) = logged.get()
+            && row.get::<_, Option<i64>>(0)? == Some(entry.id)
+        {
+            self.check_logged(row, Some(entry))?;
+            logged.advance()?;
+            count += 1;
+        }
+        if count != 1 {
+            let what = "it settles a request that has not exactly one row in the log";
+            self.outcome.found.unlogged.add(Some(entry.id), what);
+        }
+        Ok(())
+    }
+
+    /// Takes the rows of the log before those of an entry: of requests without tokens, which have no entry.
+    fn skip_logged(&mut self, logged: &mut Rows<'_>, entry: i64) -> Result<()> {
+        while let Some(row) = logged.get()
+            && row.get::<_, Option<i64>>(0)?.is_none_or(|of| of < entry)
+        {
+            self.check_logged(row, None)?;
+            logged.advance()?;
+        }
+        Ok(())
+    }
+
+    /// A row of the log agrees with itself, with its price and with its entry.
+    fn check_logged(&mut self, row: &Row<'_>, entry: Option<&Entry<'_>>) -> Result<()> {
+        let of: Option<i64> = row.get(0)?;
+        let id = row.get_ref(REQUEST_ID)?.as_str().map_err(rusqlite::Error::from)?;
+        let log = &mut self.outcome.found.log;
+        let tokens: [u64; 4] =
+            [row.get(PROMPT_TOKENS)?, row.get(CACHED_TOKENS)?, row.get(OUTPUT_TOKENS)?, row.get(REASONING_TOKENS)?];
+        let debited: i64 = row.get(DEBITED)?;
+        if price(row, PRICE)?.of_request(tokens[0], tokens[1], tokens[2]) != Some(Credits::from_micro(debited)) {
+            log.add(of, format!("the tokens of request {id} do not cost what was debited"));
+        }
+        if !LatencyHistogram::is_readable(row.get_ref(ITL)?.as_blob().unwrap_or_default()) {
+            log.add(of, format!("the latencies of request {id} are unreadable"));
+        }
+        let wallet = self.names.accounts.get(&row.get(WALLET)?).filter(|account| account.is_wallet);
+        let agrees = match entry {
+            Some(entry) => {
+                let paid: i128 = self.moved.iter().map(|&(_, amount)| -i128::from(amount)).sum();
+                entry.request_id == Some(id) && paid == i128::from(debited)
+            }
+            None => of.is_none() && debited == 0 && tokens == [0; 4],
+        };
+        if !agrees || wallet.is_none() {
+            log.add(of, format!("the log of request {id} does not agree with its entry"));
+        }
+        if let (Some(entry), Some(wallet)) = (entry, wallet) {
+            let digest = chain::logged_of(row, REQUEST_ID, &wallet.id, &mut self.encoder)?;
+            if entry.subject_digest != Some(&digest[..]) {
+                log.add(of, "the log of its request was changed");
+            }
+        }
+        let seq = row.get(SEQ)?;
+        self.outcome.indexed[2].add(self.secret, &Key::Text(id.as_bytes(), seq));
+        self.outcome.indexed[3].add(self.secret, &Key::Numbers([row.get(ENDED)?, seq, 0]));
+        Ok(())
+    }
+}
