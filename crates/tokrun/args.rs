@@ -11,12 +11,14 @@ mod bench;
 mod books;
 mod compute;
 mod people;
+mod prices;
 
 pub(crate) use agreed::{BudgetArgs, EventsArgs, LimitCommand, LimitSetArgs, ProjectCommand, Span};
 pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 pub(crate) use people::{ApproveArgs, DelegateArgs, KeyCommand, KeyCreateArgs, RequestArgs};
+pub(crate) use prices::{EstimateArgs, PriceCommand, PriceSetArgs};
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
 #[derive(Debug, Parser)]
@@ -66,6 +68,9 @@ pub(crate) enum Command {
     /// Budgets of projects, which cut across wallets.
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// What tokens cost: set, list and remove prices, and estimate what hardware of your own makes them cost.
+    #[command(subcommand)]
+    Price(PriceCommand),
     /// Requests, tokens, speed and latency by user, model, project, key or day.
     Usage(UsageArgs),
     /// What somebody should hear of: limits and grants that are nearly, or wholly, used.

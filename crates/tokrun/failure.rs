@@ -202,6 +202,7 @@ impl From<&LedgerError> for Failure {
             E::KeyExists { .. } => (Status::Failed, "key_exists"),
             E::KeyRefused { .. } => (Status::Allowance, "key_refused"),
             E::KeyScope { .. } => (Status::Allowance, "key_scope"),
+            E::UnknownPrice { .. } => (Status::Unknown, "unknown_price"),
             E::UnknownEvent { .. } => (Status::Unknown, "unknown_event"),
             E::Limited { .. } => (Status::Allowance, "limit_reached"),
             E::Exhausted { .. } => (Status::Allowance, "allowance_exhausted"),
@@ -213,6 +214,7 @@ impl From<&LedgerError> for Failure {
             | E::Row { .. }
             | E::InvalidLimit { .. }
             | E::InvalidKey { .. }
+            | E::InvalidPrice { .. }
             | E::IdempotencyConflict { .. }
             | E::InvalidBackup { .. } => (Status::Usage, "usage"),
             E::NotOwner { .. } => (Status::Failed, "not_owner"),

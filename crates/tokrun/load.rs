@@ -85,21 +85,26 @@ impl Found {
         }
     }
 
-    /// What a token of this model costs now. A model outside the catalogue costs the default: a credit a token.
+    /// What a token of this model costs now, as the catalogue has it. A model outside of it costs a credit a token.
     pub(crate) fn price(&self) -> Result<Price, Failure> {
-        let Some(entry) = &self.entry else { return Ok(Price::default()) };
-        let price = entry.price_at(jiff::Timestamp::now());
-        Ok(Price {
-            prompt: credits(&price.prompt)?,
-            cached_prompt: credits(&price.cached_prompt)?,
-            output: credits(&price.output)?,
-        })
+        self.entry.as_ref().map_or(Ok(Price::default()), |entry| price_of(entry, jiff::Timestamp::now()))
     }
 
     /// How the model's makers sample from it.
     pub(crate) fn sampling(&self) -> SamplingDefaults {
         self.entry.as_ref().map(|entry| entry.sampling.clone()).unwrap_or_default()
     }
+}
+
+/// The catalogue's price of a model at an instant. One that the ledger has goes before it, at the admission.
+pub(crate) fn price_of(entry: &Entry, at: jiff::Timestamp) -> Result<Price, Failure> {
+    let price = entry.price_at(at);
+    Ok(Price {
+        prompt: credits(&price.prompt)?,
+        cached_prompt: credits(&price.cached_prompt)?,
+        output: credits(&price.output)?,
+        reasoning: credits(&price.reasoning)?,
+    })
 }
 
 /// The catalogue's decimals as the ledger's credits.

@@ -18,6 +18,7 @@ mod import;
 mod latency;
 mod limits;
 mod people;
+mod prices;
 mod statements;
 mod structured;
 mod support;

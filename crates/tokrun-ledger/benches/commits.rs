@@ -105,8 +105,9 @@ fn measure(ledger: &Ledger, requests: usize) -> Result<Run, Box<dyn Error>> {
 }
 
 fn commit(ledger: &Ledger, requests: usize, prompt: Option<PromptDebit>) -> Result<(), Box<dyn Error>> {
-    let debits =
-        (0..requests).map(|request| Debit { request_id: request.to_string(), prompt, output_tokens: 1 }).collect();
+    let debits = (0..requests)
+        .map(|request| Debit { request_id: request.to_string(), prompt, output_tokens: 1, reasoning_tokens: 0 })
+        .collect();
     let (reply, committed) = mpsc::channel();
     ledger.debit(debits, move |debited| drop(reply.send(debited)));
     match committed.recv()??.iter().all(|debited| debited.granted == 1) {

@@ -108,7 +108,7 @@ fn build(file: &Path, entries: i64) -> Outcome<()> {
     })?;
     let (reply, answer) = std::sync::mpsc::channel();
     let prompt = Some(PromptDebit { cached_tokens: 0 });
-    let debit = Debit { request_id: "sample".into(), prompt, output_tokens: OUTPUT_TOKENS as u32 };
+    let debit = Debit { request_id: "sample".into(), prompt, output_tokens: OUTPUT_TOKENS as u32, reasoning_tokens: 0 };
     ledger.debit(vec![debit], move |debited| drop(reply.send(debited)));
     answer.recv()??;
     ledger.settle(Settlement::new("sample", FinishReason::Stop))?;

@@ -102,9 +102,11 @@ const TERMS_FIRST: usize = 8;
 /// A row `r` of the log in the order in which it is hashed, the wallet by its id.
 pub(crate) const LOGGED: &str = "r.id, r.wallet, r.project, r.tags, r.model, r.device, r.prompt_micro, r.cached_micro, \
      r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, r.queue_us, \
-     r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us, r.access_key";
+     r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj, r.finish_reason, r.started_us, r.ended_us, r.access_key, \
+     r.reasoning_micro, r.value_nano, r.currency";
 
-/// Where the wallet is.
+/// How many they are, and which is the wallet.
+pub(crate) const LOGGED_COLUMNS: usize = 27;
 const LOGGED_WALLET: usize = 1;
 
 /// Those of the first version; NULL in a later one was not hashed.
@@ -183,9 +185,10 @@ pub(crate) fn terms_digest(conn: &Connection, grant: i64) -> Result<Hash> {
 pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
     let sql = format!("SELECT {LOGGED} FROM request_log r WHERE r.seq = ?1");
     conn.prepare_cached(&sql)?.query_row([logged], |row| {
-        let wallet = row.get(LOGGED_WALLET)?;
-        Ok(id_of(conn, "SELECT id FROM account WHERE seq = ?1", wallet)
-            .and_then(|wallet| logged_of(row, 0, &wallet, &mut Encoder::default())))
+        let row: [ValueRef<'_>; LOGGED_COLUMNS] = values(row)?;
+        let wallet = row[LOGGED_WALLET].as_i64()?;
+        let wallet = id_of(conn, "SELECT id FROM account WHERE seq = ?1", wallet);
+        Ok(wallet.map(|wallet| logged_of(&row, &wallet, &mut Encoder::default())))
     })?
 }
 
@@ -193,18 +196,36 @@ pub(crate) fn log_digest(conn: &Connection, logged: i64) -> Result<Hash> {
 pub(crate) fn terms_of(row: &Row<'_>, first: usize) -> Result<Hash> {
     let mut encoder = Encoder::default();
     encoder.columns(row, first..first + TERMS_FIRST)?;
-    encoder.later_columns(row, first, TERMS_FIRST)?;
+    for column in first + TERMS_FIRST..row.as_ref().column_count() {
+        let value = row.get_ref(column)?;
+        if value != ValueRef::Null {
+            encoder.integer((column - first) as i64);
+            encoder.value(value);
+        }
+    }
     Ok(encoder.finish())
 }
 
-/// Digests [`LOGGED`], from the column `first` of a row on, of the wallet with this id.
-pub(crate) fn logged_of(row: &Row<'_>, first: usize, wallet: &str, encoder: &mut Encoder) -> Result<Hash> {
-    let wallet_column = first + LOGGED_WALLET;
-    encoder.columns(row, first..wallet_column)?;
-    encoder.value(ValueRef::Text(wallet.as_bytes()));
-    encoder.columns(row, wallet_column + 1..first + LOGGED_FIRST)?;
-    encoder.later_columns(row, first, LOGGED_FIRST)?;
-    Ok(encoder.finish())
+/// Digests a row of [`LOGGED`], of the wallet with this id.
+pub(crate) fn logged_of(row: &[ValueRef<'_>], wallet: &str, encoder: &mut Encoder) -> Hash {
+    let (first, later) = row.split_at(LOGGED_FIRST);
+    for (place, &value) in first.iter().enumerate() {
+        encoder.value(if place == LOGGED_WALLET { ValueRef::Text(wallet.as_bytes()) } else { value });
+    }
+    for (place, &value) in later.iter().enumerate().filter(|(_, value)| **value != ValueRef::Null) {
+        encoder.integer((LOGGED_FIRST + place) as i64);
+        encoder.value(value);
+    }
+    encoder.finish()
+}
+
+/// All columns of a row, each read once.
+pub(crate) fn values<'a, const COLUMNS: usize>(row: &'a Row<'_>) -> rusqlite::Result<[ValueRef<'a>; COLUMNS]> {
+    let mut values = [ValueRef::Null; COLUMNS];
+    for (column, value) in values.iter_mut().enumerate() {
+        *value = row.get_ref(column)?;
+    }
+    Ok(values)
 }
 
 /// Digests a row from its column `first` on.
@@ -273,18 +294,6 @@ impl Encoder {
     fn columns(&mut self, row: &Row<'_>, columns: Range<usize>) -> rusqlite::Result<()> {
         for column in columns {
             self.value(row.get_ref(column)?);
-        }
-        Ok(())
-    }
-
-    /// Columns that later versions added behind so many `known` ones.
-    fn later_columns(&mut self, row: &Row<'_>, first: usize, known: usize) -> rusqlite::Result<()> {
-        for column in first + known..row.as_ref().column_count() {
-            let value = row.get_ref(column)?;
-            if value != ValueRef::Null {
-                self.integer((column - first) as i64);
-                self.value(value);
-            }
         }
         Ok(())
     }

@@ -132,18 +132,39 @@ pub struct Price {
     pub cached_prompt: Credits,
     /// An output token.
     pub output: Credits,
+    /// An output token that was reasoning.
+    pub reasoning: Credits,
 }
 
 impl Default for Price {
     /// 1 credit = 1 token.
     fn default() -> Price {
-        Price { prompt: Credits::ONE, cached_prompt: Credits::ONE, output: Credits::ONE }
+        Price { prompt: Credits::ONE, cached_prompt: Credits::ONE, output: Credits::ONE, reasoning: Credits::ONE }
     }
 }
 
 impl Price {
     /// Tokens are counted and limited elsewhere, but cost nothing.
-    pub const FREE: Price = Price { prompt: Credits::ZERO, cached_prompt: Credits::ZERO, output: Credits::ZERO };
+    pub const FREE: Price =
+        Price { prompt: Credits::ZERO, cached_prompt: Credits::ZERO, output: Credits::ZERO, reasoning: Credits::ZERO };
+
+    /// As the file has it: without a price of their own, reasoning tokens cost what other output does.
+    pub(crate) const fn from_micro([prompt, cached, output]: [i64; 3], reasoning: Option<i64>) -> Price {
+        Price {
+            prompt: Credits::from_micro(prompt),
+            cached_prompt: Credits::from_micro(cached),
+            output: Credits::from_micro(output),
+            reasoning: Credits::from_micro(match reasoning {
+                Some(reasoning) => reasoning,
+                None => output,
+            }),
+        }
+    }
+
+    /// The price of reasoning tokens, if it is one of their own.
+    pub(crate) fn apart(&self) -> Option<i64> {
+        (self.reasoning != self.output).then_some(self.reasoning.micro())
+    }
 
     /// What a prompt costs of which `cached_tokens` were found in the cache; `None` if it does not fit or
     /// `cached_tokens > prompt_tokens`.
@@ -152,14 +173,32 @@ impl Price {
         fresh.checked_add(self.cached_prompt.checked_mul(cached_tokens)?)
     }
 
-    /// What a whole request costs; `None` as for [`Price::of_prompt`].
-    pub fn of_request(&self, prompt_tokens: u64, cached_tokens: u64, output_tokens: u64) -> Option<Credits> {
-        self.of_prompt(prompt_tokens, cached_tokens)?.checked_add(self.output.checked_mul(output_tokens)?)
+    /// What output costs of which `reasoning_tokens` were reasoning; `None` if it does not fit or they are more than all.
+    pub fn of_output(&self, output_tokens: u64, reasoning_tokens: u64) -> Option<Credits> {
+        let answer = self.output.checked_mul(output_tokens.checked_sub(reasoning_tokens)?)?;
+        answer.checked_add(self.reasoning.checked_mul(reasoning_tokens)?)
+    }
+
+    /// What a whole request costs; `None` as for [`Price::of_prompt`] and [`Price::of_output`].
+    pub fn of_request(
+        &self,
+        prompt_tokens: u64,
+        cached_tokens: u64,
+        output_tokens: u64,
+        reasoning_tokens: u64,
+    ) -> Option<Credits> {
+        self.of_prompt(prompt_tokens, cached_tokens)?.checked_add(self.of_output(output_tokens, reasoning_tokens)?)
+    }
+
+    /// What a request must be able to pay to begin: its prompt, and one output token of whichever kind costs more.
+    pub fn to_begin(&self, prompt_tokens: u64) -> Option<Credits> {
+        self.of_prompt(prompt_tokens, 0)?.checked_add(self.output.max(self.reasoning))
     }
 
     /// No negative part, and a cached token no dearer than another.
     pub(crate) fn is_sound(&self) -> bool {
-        self.cached_prompt >= Credits::ZERO && self.prompt >= self.cached_prompt && self.output >= Credits::ZERO
+        let least = self.cached_prompt.min(self.output).min(self.reasoning);
+        least >= Credits::ZERO && self.prompt >= self.cached_prompt
     }
 }
 
@@ -200,9 +239,11 @@ mod tests {
         assert_eq!(Credits::ONE.checked_mul(u64::MAX), None);
         assert_eq!(Credits::ZERO.checked_mul(i64::MAX as u64), Some(Credits::ZERO));
         assert_eq!(Price::default().of_prompt(3, 4), None);
-        let price =
-            Price { prompt: Credits::from_micro(3), cached_prompt: Credits::from_micro(1), output: Credits::ONE };
-        assert_eq!(price.of_request(10, 4, 2), Some(Credits::from_micro(6 * 3 + 4 + 2 * MICRO)));
+        let price = Price::from_micro([3, 1, MICRO], None);
+        assert_eq!(price.of_request(10, 4, 2, 2), Some(Credits::from_micro(6 * 3 + 4 + 2 * MICRO)));
+        let price = Price::from_micro([3, 1, 7], Some(11));
+        assert_eq!((price.of_output(5, 2), price.of_output(5, 6)), (Some(Credits::from_micro(3 * 7 + 2 * 11)), None));
+        assert_eq!(price.to_begin(2), Some(Credits::from_micro(2 * 3 + 11)));
     }
 
     #[test]

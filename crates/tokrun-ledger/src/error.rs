@@ -146,6 +146,18 @@ pub enum LedgerError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// No price has this id.
+    #[error("there is no price `{}`; `tokrun price list --output json` tells their ids", shown(id))]
+    UnknownPrice {
+        /// The id asked for.
+        id: String,
+    },
+    /// A price that cannot be.
+    #[error("invalid price: {reason}")]
+    InvalidPrice {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// No grant has this id.
     #[error("there is no grant `{}`; `tokrun wallet show USER --output json` tells their ids", shown(id))]
     UnknownGrant {

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row};
 use serde::Serialize;
 
 use crate::query::timestamp;
-use crate::{Credits, Price, Result};
+use crate::{CreditValue, Credits, Price, Result};
 
 /// An entry of the chain.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +66,10 @@ pub struct ExportedRequest {
     pub cached_tokens: u64,
     /// Output tokens, reasoning among them.
     pub output_tokens: u64,
+    /// Those that were reasoning.
+    pub reasoning_tokens: u64,
+    /// What a credit was worth when it was admitted, if the ledger's price said so.
+    pub value: Option<CreditValue>,
     /// What it cost.
     pub debited: Credits,
     /// Why it ended.
@@ -136,7 +140,8 @@ pub(crate) fn requests(
 ) -> Result<()> {
     let sql = "SELECT r.id, coalesce(n.name, a.id), a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, \
          r.cached_micro, r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.debited, \
-         r.finish_reason, r.started_us, r.ended_us FROM request_log r JOIN account a ON a.seq = r.wallet \
+         r.finish_reason, r.started_us, r.ended_us, r.reasoning_micro, r.reasoning_tokens, r.value_nano, r.currency \
+         FROM request_log r JOIN account a ON a.seq = r.wallet \
          LEFT JOIN wallet_name n ON n.wallet = r.wallet WHERE r.ended_us >= ?1 AND r.ended_us < ?2 ORDER BY r.ended_us";
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query(window(from, to))?;
@@ -157,14 +162,12 @@ fn request_of(row: &Row<'_>) -> rusqlite::Result<ExportedRequest> {
         tags: row.get(4)?,
         model: row.get(5)?,
         device: row.get(6)?,
-        price: Price {
-            prompt: Credits::from_micro(row.get(7)?),
-            cached_prompt: Credits::from_micro(row.get(8)?),
-            output: Credits::from_micro(row.get(9)?),
-        },
+        price: Price::from_micro([row.get(7)?, row.get(8)?, row.get(9)?], row.get("reasoning_micro")?),
         prompt_tokens: row.get(10)?,
         cached_tokens: row.get(11)?,
         output_tokens: row.get(12)?,
+        reasoning_tokens: row.get("reasoning_tokens")?,
+        value: CreditValue::from_row(row)?,
         debited: Credits::from_micro(row.get(13)?),
         finish_reason: row.get(14)?,
         started: timestamp(row.get(15)?),

@@ -6,10 +6,11 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::funds::Funds;
 use crate::limits::{self, Counter, Guards, Load};
+use crate::prices::Frozen;
 use crate::purse::Part;
 use crate::tree::ABOVE;
 use crate::writer::Tx;
-use crate::{Admission, Credits, Debit, LedgerError, LimitReached, Price, Result};
+use crate::{Admission, CreditValue, Credits, Debit, LedgerError, LimitReached, Price, Result};
 
 /// The order in which what was held of grants `g` is debited: that in which it was taken.
 const PAY_ORDER: &str =
@@ -27,6 +28,8 @@ pub(crate) struct OpenRequest {
     pub(crate) running: bool,
     pub(crate) cached_tokens: u64,
     pub(crate) output_tokens: u64,
+    /// Of these, those that were reasoning.
+    pub(crate) reasoning_tokens: u64,
     /// When its hold was taken.
     pub(crate) started_us: i64,
     /// The numbers of the limits that hold for it.
@@ -51,12 +54,15 @@ impl OpenRequest {
         admission: &Admission,
         wallet: i64,
         tags: &str,
+        terms: &Frozen,
         parts: &[Part],
     ) -> Result<OpenRequest> {
-        let price = admission.price;
+        let price = terms.price;
+        let (value_nano, currency) = terms.value.as_ref().map(CreditValue::columns).unzip();
         let sql = "INSERT INTO open_request (id, owner, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, \
-             model, device, project, tags, started_us, access_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
-        let seq = tx.conn.prepare_cached(sql)?.insert((
+             model, device, project, tags, started_us, access_key, reasoning_micro, value_nano, currency) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+        let seq = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
             &admission.request_id,
             tx.owner,
             wallet,
@@ -70,7 +76,10 @@ impl OpenRequest {
             tags,
             tx.now_us,
             &admission.key,
-        ))?;
+            price.apart(),
+            value_nano,
+            currency,
+        ])?;
         tx.conn.prepare_cached("INSERT INTO progress (request) VALUES (?1)")?.execute([seq])?;
         let held = |&(grant, held): &Part| Lot { grant, held, debited: 0, stored: false, dirty: true };
         let mut request = OpenRequest {
@@ -82,6 +91,7 @@ impl OpenRequest {
             running: false,
             cached_tokens: 0,
             output_tokens: 0,
+            reasoning_tokens: 0,
             started_us: tx.now_us,
             limits: limits::of_request(tx, seq)?,
             lots: parts.iter().map(held).collect(),
@@ -101,20 +111,17 @@ impl OpenRequest {
     fn load(tx: &Tx<'_>, id: &str) -> Result<Option<OpenRequest>> {
         let conn = tx.conn;
         let sql = "SELECT seq, wallet, prompt_micro, cached_micro, output_micro, prompt_tokens, running, cached_tokens, \
-             output_tokens, started_us, model FROM open_request JOIN progress ON request = seq WHERE id = ?1";
+             output_tokens, started_us, model, reasoning_micro, reasoning_tokens FROM open_request JOIN progress ON request = seq WHERE id = ?1";
         let found = conn.prepare_cached(sql)?.query_row([id], |row| {
             Ok(OpenRequest {
                 seq: row.get(0)?,
                 wallet: row.get(1)?,
-                price: Price {
-                    prompt: Credits::from_micro(row.get(2)?),
-                    cached_prompt: Credits::from_micro(row.get(3)?),
-                    output: Credits::from_micro(row.get(4)?),
-                },
+                price: Price::from_micro([row.get(2)?, row.get(3)?, row.get(4)?], row.get(11)?),
                 prompt_tokens: row.get(5)?,
                 running: row.get(6)?,
                 cached_tokens: row.get(7)?,
                 output_tokens: row.get(8)?,
+                reasoning_tokens: row.get(12)?,
                 started_us: row.get(9)?,
                 model: row.get_ref(10)?.as_str()?.into(),
                 limits: Vec::new(),
@@ -151,9 +158,11 @@ impl OpenRequest {
         let sum = |part: fn(&Lot) -> i64| self.lots.iter().map(|lot| i128::from(part(lot))).sum::<i128>();
         let (held, debited) = match self.running {
             true => {
-                (Some(Credits::ZERO), self.price.of_request(self.prompt_tokens, self.cached_tokens, self.output_tokens))
+                let (output, reasoning) = (self.output_tokens, self.reasoning_tokens);
+                let cost = self.price.of_request(self.prompt_tokens, self.cached_tokens, output, reasoning);
+                (Some(Credits::ZERO), cost)
             }
-            false => (self.price.of_request(self.prompt_tokens, 0, 1), Some(Credits::ZERO)),
+            false => (self.price.to_begin(self.prompt_tokens), Some(Credits::ZERO)),
         };
         let is = |credits: Option<Credits>, sum| credits.is_some_and(|credits| i128::from(credits.micro()) == sum);
         self.price.is_sound()
@@ -164,12 +173,14 @@ impl OpenRequest {
 
     /// Writes the progress and what it cost.
     pub(crate) fn save(&mut self, conn: &Connection) -> Result<()> {
-        let sql = "UPDATE progress SET running = ?2, cached_tokens = ?3, output_tokens = ?4 WHERE request = ?1";
+        let sql = "UPDATE progress SET running = ?2, cached_tokens = ?3, output_tokens = ?4, reasoning_tokens = ?5 \
+             WHERE request = ?1";
         conn.prepare_cached(sql)?.execute((
             self.seq,
             self.running,
             self.cached_tokens.cast_signed(),
             self.output_tokens.cast_signed(),
+            self.reasoning_tokens.cast_signed(),
         ))?;
         self.save_lots(conn)
     }
@@ -194,6 +205,7 @@ impl OpenRequest {
                 Err("more of its prompt is cached than it has")
             }
             None if !self.running => Err("its first debit lacks the prompt"),
+            _ if debit.reasoning_tokens > debit.output_tokens => Err("more of its tokens are reasoning than there are"),
             _ => Ok(()),
         }
     }
@@ -203,7 +215,7 @@ impl OpenRequest {
     /// # Errors
     /// [`LedgerError::Bad`] if it does not.
     pub(crate) fn start(&mut self, cached_tokens: u64) -> Result<()> {
-        let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
+        let held = self.held();
         let cost = self.price.of_prompt(self.prompt_tokens, cached_tokens).filter(|cost| cost.micro() <= held);
         let cost = cost.ok_or_else(|| LedgerError::Bad { reason: "a request costs more than it holds".into() })?;
         self.running = true;
@@ -221,14 +233,40 @@ impl OpenRequest {
         debit: &Debit,
         now_us: i64,
     ) -> (u32, Option<LimitReached>) {
-        let (price, asked) = (self.price.output.micro(), debit.output_tokens);
-        let held: i64 = self.lots.iter().map(|lot| lot.held).sum();
+        let reasoning = debit.reasoning_tokens;
+        let kinds = [(true, reasoning), (false, debit.output_tokens - reasoning)];
+        // With the first kind, be it of no tokens, limits let go of what they have counted of the hold.
+        let mut counted = Load { tokens: i64::from(debit.prompt.is_some()), micro: self.held(), requests: 0 };
+        let mut granted = 0;
+        for (is_reasoning, asked) in kinds.into_iter().skip(usize::from(reasoning == 0)) {
+            let price = if is_reasoning { self.price.reasoning } else { self.price.output };
+            let (drawn, limited) =
+                self.draw_tokens(funds, guards, (asked, price.micro()), std::mem::take(&mut counted), now_us);
+            granted += drawn;
+            self.output_tokens += u64::from(drawn);
+            self.reasoning_tokens += if is_reasoning { u64::from(drawn) } else { 0 };
+            if drawn < asked {
+                return (granted, limited);
+            }
+        }
+        (granted, None)
+    }
+
+    /// As many of the tokens `asked` for, of one price, as can be paid and fit.
+    fn draw_tokens(
+        &mut self,
+        funds: &mut Funds,
+        guards: &mut Guards,
+        (asked, price): (u32, i64),
+        counted: Load,
+        now_us: i64,
+    ) -> (u32, Option<LimitReached>) {
+        let held = self.held();
         let paid = match price {
             0 => asked,
             _ => u32::try_from(held.saturating_add(funds.available(now_us)) / price).unwrap_or(u32::MAX).min(asked),
         };
-        let (granted, limited) =
-            self.fit(guards, paid, Load { tokens: i64::from(debit.prompt.is_some()), micro: held, requests: 0 });
+        let (granted, limited) = self.fit(guards, (paid, price), counted);
         let cost = i64::from(granted) * price;
         let out_of_hold = cost.min(held);
         self.draw_hold(out_of_hold);
@@ -236,17 +274,19 @@ impl OpenRequest {
         for (grant, amount) in parts {
             self.add(grant, amount);
         }
-        self.output_tokens += u64::from(granted);
         (granted, limited)
+    }
+
+    fn held(&self) -> i64 {
+        self.lots.iter().map(|lot| lot.held).sum()
     }
 
     /// As many of `paid` output tokens as the limits let through, and counts them. `held` is what of the hold is left for
     /// them; the limits have counted it.
-    fn fit(&self, guards: &mut Guards, paid: u32, held: Load) -> (u32, Option<LimitReached>) {
+    fn fit(&self, guards: &mut Guards, (paid, price): (u32, i64), held: Load) -> (u32, Option<LimitReached>) {
         if guards.0.is_empty() {
             return (paid, None);
         }
-        let price = self.price.output.micro();
         let tokens = self.prompt_tokens.saturating_add(self.output_tokens);
         let so_far = Load { tokens: tokens.cast_signed(), micro: self.debited(), requests: 0 };
         let (fit, limit) = guards.affords(Load { tokens: 1, micro: price, requests: 0 }, held, so_far);
@@ -259,8 +299,7 @@ impl OpenRequest {
 
     /// What it holds before its first debit, as limits count it.
     pub(crate) fn hold(&self) -> Load {
-        let micro = self.lots.iter().map(|lot| lot.held).sum();
-        Load { tokens: self.prompt_tokens.saturating_add(1).cast_signed(), micro, requests: 0 }
+        Load { tokens: self.prompt_tokens.saturating_add(1).cast_signed(), micro: self.held(), requests: 0 }
     }
 
     /// Takes what is still held out of this request.
@@ -271,6 +310,13 @@ impl OpenRequest {
             lot.dirty = true;
         }
         parts
+    }
+
+    /// How many of its output tokens the log calls reasoning: those that were debited as such; if that makes no difference,
+    /// as many as whoever settles it says.
+    pub(crate) fn reasoning_tokens(&self, said: u64) -> u64 {
+        let free = if self.price.apart().is_some() { 0 } else { said.min(self.output_tokens) };
+        self.reasoning_tokens.max(free)
     }
 
     /// What was debited of each grant.

@@ -30,12 +30,13 @@ pub(crate) struct Kind {
 const CHANGED: &str = "the record of what was agreed was changed or removed";
 
 /// All of them.
-const KINDS: [&Kind; 5] = [
+const KINDS: [&Kind; 6] = [
     &crate::limits::RECORDED,
     &crate::keys::RECORDED,
     &crate::asks::RECORDED,
     &crate::delegation::RECORDED,
     &crate::closing::RECORDED,
+    &crate::prices::RECORDED,
 ];
 
 /// Of the entries that say who had the entries before them written.

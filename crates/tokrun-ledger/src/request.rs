@@ -8,8 +8,8 @@ use crate::limits::{self, Load};
 use crate::open_request::OpenRequest;
 use crate::writer::Tx;
 use crate::{
-    Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Result,
-    Settled, Settlement, admin, closing, keys, tree,
+    Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Price,
+    Result, Settled, Settlement, admin, closing, keys, prices, tree,
 };
 
 /// More than any project name or set of tags needs, so that a log row stays a row.
@@ -57,7 +57,9 @@ impl From<Settlement> for Ending {
 /// Holds the prompt at its full price and one output token.
 pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> {
     tx.check_good()?;
-    let (needed, tags) = check_admission(admission)?;
+    let tags = check_admission(admission)?;
+    let terms = prices::in_force(tx.conn, &admission.model, admission.price, tx.now_us)?;
+    let needed = needed(admission, &terms.price)?;
     if is_known(tx.conn, &admission.request_id)? {
         return Err(LedgerError::DuplicateRequest { id: admission.request_id.clone() });
     }
@@ -74,11 +76,12 @@ pub(crate) fn admit(tx: &mut Tx<'_>, admission: &Admission) -> Result<Admitted> 
     let balance = Credits::from_micro(funds.own().balance(tx.now_us));
     tx.save_funds(funds)?;
 
-    let request = OpenRequest::create(tx, admission, wallet.seq, &tags, &parts)?;
+    let request = OpenRequest::create(tx, admission, wallet.seq, &tags, &terms, &parts)?;
     count_hold(tx, &request)?;
     tx.cache.requests.insert(admission.request_id.clone(), request);
     let team_id = tree::team(&path).id.clone();
-    Ok(Admitted { wallet_id: wallet.id, team_id, wallet_created, held: Credits::from_micro(needed), balance })
+    let held = Credits::from_micro(needed);
+    Ok(Admitted { wallet_id: wallet.id, team_id, wallet_created, price: terms.price, held, balance })
 }
 
 /// Counts what a new request holds, where limits hold for it.
@@ -154,8 +157,8 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     Ok(settled)
 }
 
-/// What the admission needs held, and its tags as JSON.
-fn check_admission(admission: &Admission) -> Result<(i64, String)> {
+/// Refuses what is no request. Returns its tags as JSON.
+fn check_admission(admission: &Admission) -> Result<String> {
     let invalid = |reason| LedgerError::InvalidRequest { id: admission.request_id.clone(), reason };
     if admission.request_id.is_empty() {
         return Err(invalid("its id is empty"));
@@ -169,12 +172,15 @@ fn check_admission(admission: &Admission) -> Result<(i64, String)> {
     if texts.iter().map(|text| text.len()).sum::<usize>() + names > METADATA_BYTES_MAX {
         return Err(invalid("its id, model, key, project and tags are longer than 16 KiB"));
     }
-    let needed = admission.price.of_request(admission.prompt_tokens, 0, 1);
+    Ok(tags)
+}
+
+/// What an admission needs held.
+fn needed(admission: &Admission, price: &Price) -> Result<i64> {
     let counted = i64::try_from(admission.prompt_tokens).is_ok();
-    match needed.filter(|_| counted) {
-        Some(needed) => Ok((needed.micro(), tags)),
-        None => Err(invalid("its prompt costs more than can be counted")),
-    }
+    let reason = "its prompt costs more than can be counted";
+    let invalid = || LedgerError::InvalidRequest { id: admission.request_id.clone(), reason };
+    price.to_begin(admission.prompt_tokens).filter(|_| counted).map(Credits::micro).ok_or_else(invalid)
 }
 
 fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<Debited> {
@@ -265,16 +271,18 @@ fn insert_log(
     let times = ending.times.as_ref();
     let sql = "INSERT INTO request_log (id, entry, wallet, project, tags, model, device, prompt_micro, cached_micro, \
          output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, queue_us, ttft_us, \
-         decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us, access_key) \
+         decode_us, total_us, itl, energy_uj, finish_reason, started_us, ended_us, access_key, reasoning_micro, value_nano, \
+         currency) \
          SELECT id, ?2, wallet, project, tags, model, device, prompt_micro, cached_micro, output_micro, \
-         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, started_us, ?15, access_key FROM open_request WHERE seq = ?1";
+         ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, started_us, ?15, access_key, \
+         reasoning_micro, value_nano, currency FROM open_request WHERE seq = ?1";
     let logged = tx.conn.prepare_cached(sql)?.insert(rusqlite::params![
         request.seq,
         entry,
         saturate(settled.prompt_tokens),
         saturate(settled.cached_tokens),
         saturate(settled.output_tokens),
-        saturate(ending.reasoning_tokens.min(settled.output_tokens)),
+        saturate(request.reasoning_tokens(ending.reasoning_tokens)),
         settled.debited.micro(),
         times.map(|times| saturate(times.queue_us)),
         times.and_then(|times| times.ttft_us).map(saturate),

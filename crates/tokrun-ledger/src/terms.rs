@@ -53,24 +53,21 @@ impl GrantTerms {
     /// From the columns `class`, `scope`, `value_nano` and `currency`.
     pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<GrantTerms> {
         let class: Option<String> = row.get("class")?;
-        let value = match (row.get("value_nano")?, row.get("currency")?) {
-            (Some(nano), Some(currency)) => Some(CreditValue { nano, currency }),
-            _ => None,
-        };
         Ok(GrantTerms {
             class: if class.is_some() { GrantClass::Promotional } else { GrantClass::Paid },
             scope: row.get::<_, Option<String>>("scope")?.map(ModelScope),
-            value,
+            value: CreditValue::from_row(row)?,
         })
     }
 
     /// As these columns.
     pub(crate) fn columns(&self) -> (Option<&'static str>, Option<&str>, Option<i64>, Option<&str>) {
+        let (nano, currency) = self.value.as_ref().map(CreditValue::columns).unzip();
         (
             (self.class == GrantClass::Promotional).then_some("promotional"),
             self.scope.as_ref().map(|scope| scope.0.as_str()),
-            self.value.as_ref().map(|value| value.nano),
-            self.value.as_ref().map(|value| value.currency.as_str()),
+            nano,
+            currency,
         )
     }
 
@@ -132,6 +129,17 @@ impl Serialize for ModelScope {
 }
 
 impl CreditValue {
+    /// From the columns `value_nano` and `currency`.
+    pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Option<CreditValue>> {
+        let (nano, currency): (Option<i64>, Option<String>) = (row.get("value_nano")?, row.get("currency")?);
+        Ok(nano.zip(currency).map(|(nano, currency)| CreditValue { nano, currency }))
+    }
+
+    /// As these columns.
+    pub(crate) fn columns(&self) -> (i64, &str) {
+        (self.nano, &self.currency)
+    }
+
     /// What so many credits are worth, as an exact decimal.
     pub fn of(&self, credits: Credits) -> String {
         // An i64 times an i64 always fits.

@@ -25,7 +25,7 @@ pub struct Admission {
     pub model: String,
     /// For the log.
     pub device: String,
-    /// Frozen for the whole request.
+    /// What it costs, frozen for the whole request, unless the ledger has a price of its own for the model: that is asked.
     pub price: Price,
     /// Held at the full prompt price, together with one output token.
     pub prompt_tokens: u64,
@@ -53,6 +53,8 @@ pub struct Admitted {
     pub team_id: String,
     /// Whether this admission created the wallet.
     pub wallet_created: bool,
+    /// What it costs.
+    pub price: Price,
     /// What is held for the prompt and one output token.
     pub held: Credits,
     /// What its wallet has left beside it; less than nothing if it is overdrawn.
@@ -68,6 +70,8 @@ pub struct Debit {
     pub prompt: Option<PromptDebit>,
     /// New output tokens.
     pub output_tokens: u32,
+    /// So many of them, the first ones, were reasoning. Where reasoning follows an answer, it is a debit of its own.
+    pub reasoning_tokens: u32,
 }
 
 /// How much of the prompt had to be computed.
@@ -149,7 +153,8 @@ pub struct Settlement {
     pub request_id: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// Output tokens that were reasoning (a part of those debited).
+    /// Output tokens that were reasoning, as far as debits did not say so. Where they have a price of their own, only those
+    /// count that were debited as such.
     pub reasoning_tokens: u64,
     /// From admission to the first step that worked on it.
     pub queue_us: u64,

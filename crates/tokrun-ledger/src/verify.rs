@@ -5,12 +5,11 @@
 //! and value (`file`); the rest is small, and checked by queries (`rules`). Each thread has a connection of its own. All of
 //! them look at the entries up to the last one that the first connection saw, so it does not matter that writers go on.
 
-use std::collections::HashMap;
-use std::hash::RandomState;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use foldhash::{HashMap, HashMapExt};
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -23,7 +22,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use file::{Bag, INDEXES};
+use file::{Bag, INDEXES, Secret};
 use pass::{Names, Outcome, Range};
 use rules::Sums;
 
@@ -152,7 +151,7 @@ struct Books {
     last: i64,
     last_logged: i64,
     /// See [`Bag`].
-    secret: RandomState,
+    secret: Secret,
 }
 
 /// What a thread takes on.
@@ -203,7 +202,6 @@ fn check(conn: &Connection, open: Open<'_>, threads: usize, ranges_a_thread: i64
     }
     let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap_or(0);
     report.wallets = count("SELECT count(*) FROM wallet");
-    report.requests = count("SELECT count(*) FROM request_log");
     report.open_requests = count("SELECT count(*) FROM open_request");
     report.mark_before = conn.query_row("SELECT bad FROM meta WHERE id = 1", [], |row| row.get(0)).unwrap_or(None);
     Ok(report)
@@ -216,7 +214,7 @@ impl Books {
             names: Names::load(conn)?,
             last: last("SELECT coalesce(max(id), 0) FROM entry")?,
             last_logged: last("SELECT coalesce(max(seq), 0) FROM request_log")?,
-            secret: RandomState::new(),
+            secret: Secret::default(),
         })
     }
 }
@@ -317,6 +315,7 @@ fn check_head(conn: &Connection, passes: &[Outcome], report: &mut VerifyReport) 
     let count: i64 = passes.iter().map(|pass| pass.entries).sum();
     let (last, hash) = passes.last().map_or((0, GENESIS), |pass| (pass.last, pass.hash));
     report.entries = count.cast_unsigned();
+    report.requests = passes.iter().map(|pass| pass.requests).sum();
     let head = chain::head(conn)?;
     report.head = head.hash.iter().map(|byte| format!("{byte:02x}")).collect();
     if (head.entry, head.count, head.hash) != (last, count, hash) {

@@ -116,6 +116,8 @@ pub struct Price {
     pub cached_prompt: Decimal,
     /// A generated token.
     pub output: Decimal,
+    /// A generated token that was reasoning.
+    pub reasoning: Decimal,
 }
 
 /// An exact decimal number, not negative: at most 12 digits before the point and 6 after it.

@@ -213,6 +213,8 @@ impl Active {
             request_id: self.request_id.clone(),
             prompt,
             output_tokens: u32::try_from(self.debiting).expect("the window bounds what is pending"),
+            // The engine does not tell reasoning from answers.
+            reasoning_tokens: 0,
         })
     }
 

@@ -42,12 +42,13 @@ impl Meter for LedgerMeter {
 pub struct Unmetered;
 
 impl Meter for Unmetered {
-    fn admit(&self, _admission: Admission) -> Result<Admitted, LedgerError> {
+    fn admit(&self, admission: Admission) -> Result<Admitted, LedgerError> {
         let nothing = Credits::ZERO;
         Ok(Admitted {
             wallet_id: String::new(),
             team_id: String::new(),
             wallet_created: false,
+            price: admission.price,
             held: nothing,
             balance: nothing,
         })

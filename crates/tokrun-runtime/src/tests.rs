@@ -118,7 +118,14 @@ impl Meter for SlowMeter {
         }
         books.balance -= held;
         books.paid.insert(admission.request_id, 0);
-        Ok(Admitted { wallet_id: String::new(), team_id: String::new(), wallet_created: false, held: balance, balance })
+        Ok(Admitted {
+            wallet_id: String::new(),
+            team_id: String::new(),
+            wallet_created: false,
+            price: Price::default(),
+            held: balance,
+            balance,
+        })
     }
 
     fn debit(&self, debits: Vec<Debit>, reply: Reply<Vec<Debited>>) {

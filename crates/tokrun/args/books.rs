@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use tokrun_ledger::CreditValue;
 
 use super::When;
-use crate::commands::CreditValue;
 
 /// A stretch of time, as a person says it.
 #[derive(Debug, Args)]
@@ -79,7 +79,7 @@ pub(crate) struct ExportArgs {
     pub(crate) format: ExportFormat,
     #[command(flatten)]
     pub(crate) span: SpanArgs,
-    /// What a credit is worth in money, for the costs of FOCUS; nothing if absent.
+    /// What a credit is worth in money, for the costs of FOCUS; as each request's price said, else nothing, if absent.
     #[arg(long, value_name = "0.002EUR")]
     pub(crate) credit_value: Option<CreditValue>,
 }

@@ -13,8 +13,6 @@ use crate::output;
 
 mod focus;
 
-pub(crate) use focus::CreditValue;
-
 pub(crate) fn run(ledger: &Ledger, args: &ExportArgs) -> Result<Status, Failure> {
     let span = args.span.instants(&TimeZone::UTC);
     let (from, to) = span.map_err(|what| Failure::new(Status::Usage, "usage", what))?;
@@ -44,7 +42,7 @@ pub(crate) fn run(ledger: &Ledger, args: &ExportArgs) -> Result<Status, Failure>
             let _ended = step(list.end());
         }
         ExportFormat::Focus => {
-            let mut table = focus::Table::new(stdout, &ledger.id()?, args.credit_value.clone().unwrap_or_default());
+            let mut table = focus::Table::new(stdout, &ledger.id()?, args.credit_value.clone());
             if step(table.header()).is_continue() {
                 ledger.export_requests(from, to, |request| step(table.request(request)))?;
             }

@@ -10,6 +10,7 @@ mod generate;
 mod key;
 mod ledger;
 mod model;
+mod price;
 mod project;
 mod usage;
 mod wallet;
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use clap::CommandFactory;
 
-pub(crate) use export::CreditValue;
+pub(crate) use price::{Money, Ratio};
 
 use crate::args::{Cli, Command, Format, WalletCommand};
 use crate::failure::{Failure, Status};
@@ -35,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
         Command::Chat(args) => chat::run(*args, format),
         Command::Bench(args) => bench::run(&args, format),
         Command::Model(command) => model::run(command, format),
+        Command::Price(command) => price::run(command, format),
         Command::Wallet(command) => wallet::run(command, format),
         Command::Key(command) => key::run(command, format),
         Command::Project(command) => project::run(command, format),

@@ -157,11 +157,12 @@ fn show_entry(entry: &Entry) {
     out!("{:12} {}", "context", output::grouped(entry.context_tokens as u64));
     let price = entry.price_at(jiff::Timestamp::now());
     out!(
-        "{:12} {} a prompt token, {} cached, {} an output token",
+        "{:12} {} a prompt token, {} cached, {} an output token, {} a reasoning one",
         "credits",
         price.prompt.as_str(),
         price.cached_prompt.as_str(),
-        price.output.as_str()
+        price.output.as_str(),
+        price.reasoning.as_str()
     );
     for source in &entry.sources {
         out!("{:12} {source}", "source");
@@ -215,6 +216,7 @@ fn json_entry(entry: &Entry) -> Value {
             "prompt": price.prompt.as_str(),
             "cached_prompt": price.cached_prompt.as_str(),
             "output": price.output.as_str(),
+            "reasoning": price.reasoning.as_str(),
         },
     })
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::{EventView, Ledger, LimitView, NewLimit, Result, events, limits};
+use crate::{EventView, Ledger, LimitView, NewLimit, NewPrice, PriceView, Result, events, limits, prices};
 
 /// Limits. Only the owner of the file, and the superuser, may change them.
 impl Ledger {
@@ -26,6 +26,31 @@ impl Ledger {
     /// Every limit, in the order in which they were set.
     pub fn limits(&self) -> Result<Vec<LimitView>> {
         self.read(limits::views)
+    }
+}
+
+/// Prices. Only the owner of the file, and the superuser, may change them.
+impl Ledger {
+    /// Sets what a model's tokens cost: for what is admitted from then on, whichever price it comes with.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidPrice`] says what of it cannot be.
+    pub fn set_price(&self, price: NewPrice) -> Result<PriceView> {
+        self.administer(move |tx| prices::set(tx, &price))
+    }
+
+    /// Removes a price: what held before it holds again.
+    ///
+    /// # Errors
+    /// [`LedgerError::UnknownPrice`].
+    pub fn remove_price(&self, price_id: &str) -> Result<()> {
+        let id = price_id.to_owned();
+        self.administer(move |tx| prices::remove(tx, &id))
+    }
+
+    /// Every price by model and beginning, or the one of each model that holds at an instant.
+    pub fn prices(&self, at: Option<Timestamp>) -> Result<Vec<PriceView>> {
+        self.read(|conn, _| prices::list(conn, at))
     }
 }
 

@@ -94,6 +94,7 @@ fn jobs_of_one_batch_are_refused_one_by_one() {
             request_id: id.into(),
             prompt: Some(PromptDebit { cached_tokens: 0 }),
             output_tokens: 1,
+            reasoning_tokens: 0,
         };
         let reply = reply.clone();
         ledger.debit(vec![debit("a"), debit("too dear"), debit("b")], move |debited| {

@@ -1,6 +1,6 @@
 //! The file below the books: pages, indexes, references, the schema.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 use rusqlite::{Connection, Row};
 
@@ -20,17 +20,14 @@ pub(super) struct Index {
     /// Its columns, then the rest of the row's key.
     columns: &'static str,
     is_text: bool,
-    /// Which of the columns is the number by which the rows were written.
-    written: usize,
 }
 
 /// The indexes of the large tables.
-#[rustfmt::skip]
 pub(super) const INDEXES: [Index; 4] = [
-    Index { table: "entry", name: "sqlite_autoindex_entry_1", columns: "idempotency_key, id", is_text: true, written: 1 },
-    Index { table: "posting", name: "posting_account", columns: "account, entry, line", is_text: false, written: 1 },
-    Index { table: "request_log", name: "sqlite_autoindex_request_log_1", columns: "id, seq", is_text: true, written: 1 },
-    Index { table: "request_log", name: "request_log_ended", columns: "ended_us, seq", is_text: false, written: 1 },
+    Index { table: "entry", name: "sqlite_autoindex_entry_1", columns: "idempotency_key, id", is_text: true },
+    Index { table: "posting", name: "posting_account", columns: "account, entry, line", is_text: false },
+    Index { table: "request_log", name: "sqlite_autoindex_request_log_1", columns: "id, seq", is_text: true },
+    Index { table: "request_log", name: "request_log_ended", columns: "ended_us, seq", is_text: false },
 ];
 
 /// What an index has of a row. The texts are unique, the numbers are with the key of the row, which they end with.
@@ -39,6 +36,9 @@ pub(super) enum Key<'a> {
     Text(&'a [u8], i64),
     Numbers([i64; 3]),
 }
+
+/// By what rows are hashed.
+pub(super) type Secret = foldhash::quality::RandomState;
 
 /// Rows in any order. Two bags that hold something else look alike by a chance of 2^-64: nobody who wrote to the file knew
 /// the secret by which its rows are hashed.
@@ -49,7 +49,7 @@ pub(super) struct Bag {
 }
 
 impl Bag {
-    pub(super) fn add(&mut self, secret: &RandomState, key: &Key<'_>) {
+    pub(super) fn add(&mut self, secret: &Secret, key: &Key<'_>) {
         self.merge(Bag { rows: 1, sum: secret.hash_one(key) });
     }
 
@@ -65,10 +65,10 @@ pub(super) fn read_index(
     conn: &Connection,
     index: &Index,
     last: i64,
-    secret: &RandomState,
+    secret: &Secret,
     problems: &mut Problems,
 ) -> Result<Bag> {
-    let Index { table, name, columns, is_text, written } = index;
+    let Index { table, name, columns, is_text } = index;
     let mut statement = conn.prepare(&format!("SELECT {columns} FROM {table} INDEXED BY {name} ORDER BY {columns}"))?;
     let mut rows = statement.query([])?;
     let mut bag = Bag::default();
@@ -83,15 +83,20 @@ pub(super) fn read_index(
         if !is_in_order && !is_first {
             problems.add(None, format!("the index {name} is out of order, or has a row twice"));
         }
-        if row.get::<_, i64>(*written)? <= last {
-            bag.add(secret, &key);
-        }
-        match key {
-            Key::Text(now, _) => {
+        // The second column is the number by which rows were written.
+        let written = match key {
+            Key::Text(now, written) => {
                 text.clear();
                 text.extend_from_slice(now);
+                written
             }
-            Key::Numbers(now) => numbers = now,
+            Key::Numbers(now) => {
+                numbers = now;
+                now[1]
+            }
+        };
+        if written <= last {
+            bag.add(secret, &key);
         }
         is_first = false;
     }

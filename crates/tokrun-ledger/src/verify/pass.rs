@@ -4,31 +4,35 @@
 //! the last entry before it has. The log is in the order of the entries that it belongs to, so that both are read once,
 //! in their order, and nothing is looked up.
 
-use std::collections::HashMap;
-use std::hash::RandomState;
-
+use foldhash::{HashMap, HashMapExt};
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Rows};
 
-use crate::chain::{self, Encoder, Entry, GENESIS, Hash, LOGGED, Line};
-use crate::{Credits, LatencyHistogram, Result, audit, record};
+use crate::chain::{self, Encoder, Entry, GENESIS, Hash, LOGGED, LOGGED_COLUMNS, Line};
+use crate::{Credits, LatencyHistogram, Price, Result, audit, record};
 
 use super::Problems;
-use super::file::{Bag, Key};
-use super::rules::{self, Sums, price};
+use super::file::{Bag, Key, Secret};
+use super::rules::{self, Sums};
 
-/// Where in a row of `SELECT entry, seq, LOGGED` its parts are.
-const SEQ: usize = 1;
-const REQUEST_ID: usize = 2;
-const WALLET: usize = 3;
-const PRICE: usize = 8;
-const PROMPT_TOKENS: usize = 11;
-const CACHED_TOKENS: usize = 12;
-const OUTPUT_TOKENS: usize = 13;
-const REASONING_TOKENS: usize = 14;
-const DEBITED: usize = 15;
-const ITL: usize = 20;
-const ENDED: usize = 24;
+/// Where in a row of [`LOGGED`] its parts are.
+const REQUEST_ID: usize = 0;
+const WALLET: usize = 1;
+const PROMPT_PRICE: usize = 6;
+const CACHED_PRICE: usize = 7;
+const OUTPUT_PRICE: usize = 8;
+const PROMPT_TOKENS: usize = 9;
+const CACHED_TOKENS: usize = 10;
+const OUTPUT_TOKENS: usize = 11;
+const REASONING_TOKENS: usize = 12;
+const DEBITED: usize = 13;
+const ITL: usize = 18;
+const ENDED: usize = 22;
+const REASONING_PRICE: usize = 24;
+
+/// With the entry and the number of the row before them.
+const COLUMNS: usize = 2 + LOGGED_COLUMNS;
 
 /// What the numbers in postings mean.
 pub(super) struct Names {
@@ -75,7 +79,10 @@ pub(super) struct Range {
 /// All there is, in so many ranges of about as many entries.
 pub(super) fn ranges(conn: &Connection, count: i64) -> Result<Vec<Range>> {
     let ends = |table: &str, key: &str| -> Result<(i64, i64)> {
-        let sql = format!("SELECT coalesce(min({key}), 0), coalesce(max({key}), 0) FROM {table}");
+        // Each by itself comes from the end of a tree; both at once would take a look at every row.
+        let sql = format!(
+            "SELECT coalesce((SELECT min({key}) FROM {table}), 0), coalesce((SELECT max({key}) FROM {table}), 0)"
+        );
         Ok(conn.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
     };
     let ((first, last), (_, last_logged)) = (ends("entry", "id")?, ends("request_log", "seq")?);
@@ -126,6 +133,8 @@ pub(super) struct Found {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) entries: i64,
+    /// Rows of the log.
+    pub(super) requests: u64,
     /// The last entry up to the end of the range, and its hash.
     pub(super) last: i64,
     pub(super) hash: Hash,
@@ -136,7 +145,7 @@ pub(super) struct Outcome {
 }
 
 /// Checks a range.
-pub(super) fn run(conn: &Connection, names: &Names, range: Range, secret: &RandomState) -> Result<Outcome> {
+pub(super) fn run(conn: &Connection, names: &Names, range: Range, secret: &Secret) -> Result<Outcome> {
     let before = "SELECT id, hash FROM entry WHERE id < ?1 ORDER BY id DESC LIMIT 1";
     let before = conn.query_row(before, [range.first], |row| Ok((row.get(0)?, row.get(1)?))).optional();
     // One whose hash cannot be read is reported by the range that it is in.
@@ -180,7 +189,7 @@ pub(super) fn run(conn: &Connection, names: &Names, range: Range, secret: &Rando
 struct Pass<'a> {
     conn: &'a Connection,
     names: &'a Names,
-    secret: &'a RandomState,
+    secret: &'a Secret,
     encoder: Encoder,
     /// Of the entry that is checked.
     lines: Vec<Line<&'a str>>,
@@ -303,38 +312,57 @@ impl<'a> Pass<'a> {
 
     /// A row of the log agrees with itself, with its price and with its entry.
     fn check_logged(&mut self, row: &Row<'_>, entry: Option<&Entry<'_>>) -> Result<()> {
-        let of: Option<i64> = row.get(0)?;
-        let id = row.get_ref(REQUEST_ID)?.as_str().map_err(rusqlite::Error::from)?;
+        let values: [ValueRef<'_>; COLUMNS] = chain::values(row)?;
+        let row = &values[2..];
+        let (of, seq) = (integer_or_null(values[0])?, integer(values[1])?);
+        let id = row[REQUEST_ID].as_str().map_err(rusqlite::Error::from)?;
         let log = &mut self.outcome.found.log;
-        let tokens: [u64; 4] =
-            [row.get(PROMPT_TOKENS)?, row.get(CACHED_TOKENS)?, row.get(OUTPUT_TOKENS)?, row.get(REASONING_TOKENS)?];
-        let debited: i64 = row.get(DEBITED)?;
-        if price(row, PRICE)?.of_request(tokens[0], tokens[1], tokens[2]) != Some(Credits::from_micro(debited)) {
+        let (debited, cost) = (integer(row[DEBITED])?, cost(row)?);
+        if cost != Some(Credits::from_micro(debited)) {
             log.add(of, format!("the tokens of request {id} do not cost what was debited"));
         }
-        if !LatencyHistogram::is_readable(row.get_ref(ITL)?.as_blob().unwrap_or_default()) {
+        if !LatencyHistogram::is_readable(row[ITL].as_blob().unwrap_or_default()) {
             log.add(of, format!("the latencies of request {id} are unreadable"));
         }
-        let wallet = self.names.accounts.get(&row.get(WALLET)?).filter(|account| account.is_wallet);
+        let wallet = self.names.accounts.get(&integer(row[WALLET])?).filter(|account| account.is_wallet);
         let agrees = match entry {
             Some(entry) => {
                 let paid: i128 = self.moved.iter().map(|&(_, amount)| -i128::from(amount)).sum();
                 entry.request_id == Some(id) && paid == i128::from(debited)
             }
-            None => of.is_none() && debited == 0 && tokens == [0; 4],
+            None => {
+                let tokens = [PROMPT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, DEBITED];
+                of.is_none() && tokens.into_iter().all(|column| row[column] == ValueRef::Integer(0))
+            }
         };
         if !agrees || wallet.is_none() {
             log.add(of, format!("the log of request {id} does not agree with its entry"));
         }
-        if let (Some(entry), Some(wallet)) = (entry, wallet) {
-            let digest = chain::logged_of(row, REQUEST_ID, &wallet.id, &mut self.encoder)?;
-            if entry.subject_digest != Some(&digest[..]) {
-                log.add(of, "the log of its request was changed");
-            }
+        if let (Some(entry), Some(wallet)) = (entry, wallet)
+            && entry.subject_digest != Some(&chain::logged_of(row, &wallet.id, &mut self.encoder)[..])
+        {
+            log.add(of, "the log of its request was changed");
         }
-        let seq = row.get(SEQ)?;
+        self.outcome.requests += 1;
         self.outcome.indexed[2].add(self.secret, &Key::Text(id.as_bytes(), seq));
-        self.outcome.indexed[3].add(self.secret, &Key::Numbers([row.get(ENDED)?, seq, 0]));
+        self.outcome.indexed[3].add(self.secret, &Key::Numbers([integer(row[ENDED])?, seq, 0]));
         Ok(())
     }
+}
+
+/// What a row of the log says that it cost.
+fn cost(row: &[ValueRef<'_>]) -> rusqlite::Result<Option<Credits>> {
+    let prices = [integer(row[PROMPT_PRICE])?, integer(row[CACHED_PRICE])?, integer(row[OUTPUT_PRICE])?];
+    let price = Price::from_micro(prices, integer_or_null(row[REASONING_PRICE])?);
+    let tokens = |column: usize| integer(row[column]).map(|tokens| u64::try_from(tokens).unwrap_or(u64::MAX));
+    let (prompt, cached) = (tokens(PROMPT_TOKENS)?, tokens(CACHED_TOKENS)?);
+    Ok(price.of_request(prompt, cached, tokens(OUTPUT_TOKENS)?, tokens(REASONING_TOKENS)?))
+}
+
+fn integer(value: ValueRef<'_>) -> rusqlite::Result<i64> {
+    Ok(value.as_i64()?)
+}
+
+fn integer_or_null(value: ValueRef<'_>) -> rusqlite::Result<Option<i64>> {
+    Ok(value.as_i64_or_null()?)
 }

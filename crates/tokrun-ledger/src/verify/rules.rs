@@ -1,12 +1,11 @@
 //! Rules that concern few rows, or what is not in the chain: each is a query.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use rusqlite::{Connection, Row};
 
 use crate::chain::{self, Hash, TERMS};
 use crate::reversal::{REVERSALS, REVERSED};
-use crate::{Credits, Price, Result};
+use crate::{Price, Result};
 
 use super::{Problems, VerifyReport};
 
@@ -154,7 +153,7 @@ pub(super) fn check_grants(
 
 /// No request is settled and still open.
 pub(super) fn check_settled(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    let sql = "SELECT r.entry, r.id FROM open_request o JOIN request_log r ON r.id = o.id ORDER BY r.seq";
+    let sql = "SELECT r.entry, r.id FROM open_request o CROSS JOIN request_log r ON r.id = o.id ORDER BY o.seq";
     each(conn, sql, |row| {
         report.add(row.get(0)?, format!("request {} is settled and still open", row.get::<_, String>(1)?));
         Ok(())
@@ -177,16 +176,19 @@ pub(super) fn check_open_requests(conn: &Connection, report: &mut VerifyReport) 
          SELECT above.wallet, w.parent FROM above JOIN wallet w ON w.seq = above.upper WHERE w.parent IS NOT NULL) \
          SELECT o.id, coalesce(sum(f.held), 0), coalesce(sum(f.debited), 0), o.prompt_micro, o.cached_micro, \
          o.output_micro, o.prompt_tokens, p.running, p.cached_tokens, p.output_tokens, \
-         total((o.wallet, g.wallet) NOT IN above) > 0 \
+         total((o.wallet, g.wallet) NOT IN above) > 0, o.reasoning_micro, p.reasoning_tokens \
          FROM open_request o LEFT JOIN progress p ON p.request = o.seq LEFT JOIN in_flight f ON f.request = o.seq \
          LEFT JOIN allowance g ON g.seq = f.allowance GROUP BY o.seq ORDER BY o.seq";
     each(conn, sql, |row| {
         let id: String = row.get(0)?;
         let (held, debited): (i64, i64) = (row.get(1)?, row.get(2)?);
-        let (price, prompt_tokens) = (price(row, 3)?, row.get(6)?);
+        let (price, prompt_tokens) = (price(row, 3, 11)?, row.get(6)?);
         let expected = match row.get(7)? {
-            Some(true) => price.of_request(prompt_tokens, row.get(8)?, row.get(9)?).map(|cost| (0, cost.micro())),
-            Some(false) => price.of_request(prompt_tokens, 0, 1).map(|cost| (cost.micro(), 0)),
+            Some(true) => {
+                let cost = price.of_request(prompt_tokens, row.get(8)?, row.get(9)?, row.get(12)?);
+                cost.map(|cost| (0, cost.micro()))
+            }
+            Some(false) => price.to_begin(prompt_tokens).map(|cost| (cost.micro(), 0)),
             None => None,
         };
         if expected != Some((held, debited)) || row.get(10)? {
@@ -202,13 +204,9 @@ pub(super) fn is_digest(row: &Row<'_>, column: usize, digest: Hash) -> Result<bo
     Ok(row.get_ref(column)?.as_blob_or_null().map_err(rusqlite::Error::from)?.is_some_and(|stored| stored == digest))
 }
 
-/// The price in the columns from `first` on.
-pub(super) fn price(row: &Row<'_>, first: usize) -> rusqlite::Result<Price> {
-    Ok(Price {
-        prompt: Credits::from_micro(row.get(first)?),
-        cached_prompt: Credits::from_micro(row.get(first + 1)?),
-        output: Credits::from_micro(row.get(first + 2)?),
-    })
+/// The price in three columns from `first` on, and the one of reasoning tokens.
+pub(super) fn price(row: &Row<'_>, first: usize, reasoning: usize) -> rusqlite::Result<Price> {
+    Ok(Price::from_micro([row.get(first)?, row.get(first + 1)?, row.get(first + 2)?], row.get(reasoning)?))
 }
 
 pub(super) fn each(conn: &Connection, sql: &str, mut visit: impl FnMut(&Row<'_>) -> Result<()>) -> Result<()> {

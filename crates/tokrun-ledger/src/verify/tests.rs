@@ -28,7 +28,8 @@ fn ask(ledger: &Ledger, id: &str, wallet: &str, output_tokens: u32) {
     // Some are settled before their first token: their rows in the log have no entry.
     if output_tokens > 0 {
         let (reply, answer) = std::sync::mpsc::channel();
-        let debit = Debit { request_id: id.into(), prompt: Some(PromptDebit { cached_tokens: 1 }), output_tokens };
+        let prompt = Some(PromptDebit { cached_tokens: 1 });
+        let debit = Debit { request_id: id.into(), prompt, output_tokens, reasoning_tokens: 0 };
         ledger.debit(vec![debit], move |debited| reply.send(debited).unwrap());
         answer.recv().unwrap().unwrap();
     }
@@ -108,7 +109,7 @@ fn many_threads_find_what_one_does() {
         "UPDATE request_log SET entry = NULL WHERE entry = 17",
         "UPDATE request_log SET entry = 40 - entry WHERE entry IS NOT NULL",
         "UPDATE request_log SET seq = 900 - seq",
-        "UPDATE request_log SET entry = 18 WHERE entry = 19",
+        "UPDATE request_log SET entry = 11 WHERE entry = 12",
         "DELETE FROM request_log WHERE entry > 20",
         "UPDATE reversal SET amount = amount + 1",
         "UPDATE record SET body = replace(body, '1000', '9000')",

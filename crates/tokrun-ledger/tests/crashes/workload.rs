@@ -140,6 +140,7 @@ impl State {
             request_id: id.clone(),
             prompt: (!self.open[id].1).then_some(PromptDebit { cached_tokens: 0 }),
             output_tokens: *output_tokens,
+            reasoning_tokens: 0,
         };
         let (reply, answer) = mpsc::channel();
         ledger.debit(debits.iter().map(debit).collect(), move |debited| drop(reply.send(debited)));

@@ -38,7 +38,7 @@ fn a_token_is_paid_whole_over_several_grants_or_not_at_all() {
     for amount in ["0.4", "0.4", "0.4", "0.7"] {
         ledger.grant(GrantRequest::new("ada", amount.parse().unwrap())).unwrap();
     }
-    let free_prompt = Price { prompt: Credits::ZERO, cached_prompt: Credits::ZERO, output: Credits::ONE };
+    let free_prompt = Price { prompt: Credits::ZERO, cached_prompt: Credits::ZERO, ..Price::default() };
     ledger.admit(Admission { price: free_prompt, ..admission("r", "ada", 5) }).unwrap();
     let debited = debit(&ledger, first_debit("r", 5, 3));
     assert_eq!((debited.granted, debited.exhausted), (1, true));
@@ -52,7 +52,8 @@ fn cached_prompt_tokens_cost_their_own_price_and_the_rest_of_the_hold_returns() 
     let home = Home::new();
     let ledger = home.open();
     fund(&ledger, "ada", 100);
-    let price = Price { prompt: credits(2), cached_prompt: "0.5".parse().unwrap(), output: credits(3) };
+    let price =
+        Price { prompt: credits(2), cached_prompt: "0.5".parse().unwrap(), output: credits(3), reasoning: credits(3) };
     let admitted = ledger.admit(Admission { price, ..admission("r", "ada", 10) }).unwrap();
     assert_eq!(admitted.held, credits(23));
     debit(&ledger, first_debit("r", 4, 2));
@@ -558,7 +559,7 @@ fn health_tells_what_is_there_and_the_probe_leaves_nothing_behind() {
     fund(&ledger, "ada", 10);
     ledger.admit(admission("r", "ada", 1)).unwrap();
     let health = ledger.health().unwrap();
-    assert_eq!((health.schema_version, health.entries, health.wallets, health.open_requests), (7, 1, 1, 1));
+    assert_eq!((health.schema_version, health.entries, health.wallets, health.open_requests), (8, 1, 1, 1));
     assert_eq!((health.service, health.bad), (false, None));
     assert_eq!(health.path, ledger.path());
     let disk = tempfile::tempdir().unwrap();

@@ -27,6 +27,12 @@ impl Home {
         Home { directory, now_us: Arc::new(AtomicI64::new(START_US)) }
     }
 
+    /// On a disk of memory, where there is one: for tests whose durable commits would take all their time.
+    pub(crate) fn in_memory() -> Home {
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Home { directory: directory.expect("a temporary directory"), ..Home::new() }
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("ledger.db")
     }
@@ -102,11 +108,11 @@ pub(crate) fn admission(id: &str, wallet: &str, prompt_tokens: u64) -> Admission
 }
 
 pub(crate) fn first_debit(id: &str, cached_tokens: u64, output_tokens: u32) -> Debit {
-    Debit { request_id: id.into(), prompt: Some(PromptDebit { cached_tokens }), output_tokens }
+    Debit { request_id: id.into(), prompt: Some(PromptDebit { cached_tokens }), output_tokens, reasoning_tokens: 0 }
 }
 
 pub(crate) fn next_debit(id: &str, output_tokens: u32) -> Debit {
-    Debit { request_id: id.into(), prompt: None, output_tokens }
+    Debit { request_id: id.into(), prompt: None, output_tokens, reasoning_tokens: 0 }
 }
 
 pub(crate) fn debit_all(ledger: &Ledger, debits: Vec<Debit>) -> Result<Vec<Debited>> {

@@ -89,8 +89,10 @@ fn assert_refuses_to_spend(ledger: &Ledger, sql: &str) {
 }
 
 /// A request that nobody made, of many tokens that cost nothing.
-const FREE_AND_INVENTED: &str = "INSERT INTO request_log SELECT NULL, 'invented', NULL, wallet, project, tags, model, \
-     device, 0, 0, 0, 999999, 0, 999999, 0, 0, 1, 1, 1, 1, itl, NULL, 'stop', started_us, ended_us, NULL FROM request_log LIMIT 1";
+const FREE_AND_INVENTED: &str = "INSERT INTO request_log (id, wallet, tags, model, device, prompt_micro, cached_micro, \
+     output_micro, prompt_tokens, cached_tokens, output_tokens, reasoning_tokens, debited, itl, finish_reason, started_us, \
+     ended_us) SELECT 'invented', wallet, tags, model, device, 0, 0, 0, 999999, 0, 999999, 0, 0, itl, 'stop', started_us, \
+     ended_us FROM request_log LIMIT 1";
 
 #[test]
 fn every_change_of_the_history_is_found_and_named() {

@@ -64,6 +64,7 @@ fn credits_are_counted_at_their_price_and_free_tokens_as_tokens() {
         prompt: Credits::from_micro(200_000),
         cached_prompt: Credits::from_micro(100_000),
         output: Credits::from_micro(300_000),
+        ..Price::default()
     };
     ledger.admit(Admission { price, ..admission("r1", "ada", 5) }).unwrap();
     // 3 fresh and 2 cached prompt tokens cost 0.8; 5 at 0.3 fit into the rest, and 0.2 stay.
@@ -149,7 +150,10 @@ fn a_hold_that_comes_back_counts_no_longer_unless_the_window_is_another() {
     settle(&ledger, "r2", FinishReason::Cancelled).unwrap();
     assert_eq!(used(), Quota::Tokens(61));
     let prompt = Some(PromptDebit { cached_tokens: 0 });
-    assert_eq!(debit(&ledger, Debit { request_id: "r3".into(), prompt, output_tokens: 0 }).granted, 0);
+    assert_eq!(
+        debit(&ledger, Debit { request_id: "r3".into(), prompt, output_tokens: 0, reasoning_tokens: 0 }).granted,
+        0
+    );
     assert_eq!(used(), Quota::Tokens(60));
     verify(&ledger);
 }

@@ -14,6 +14,7 @@ mod limits;
 mod migration;
 mod model;
 mod people;
+mod prices;
 mod processes;
 mod recurring;
 mod reversals;

@@ -1,12 +1,15 @@
 //! Random histories against the rules written down a second time, as plainly as possible: no SQL, no caches, no locks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use tokrun_ledger::{
     Admission, Admitted, Approval, Closing, Credits, Debit, Debited, Delegate, DrawTerms, FinishReason, GrantRequest,
-    GrantTerms, Ledger, LedgerError, NewAsk, NewWallet, Price, PromptDebit, Refund, Result, Settled, Settlement,
+    GrantTerms, Ledger, LedgerError, NewAsk, NewWallet, Price, PromptDebit, Refund, Settled, Settlement,
     WalletKind,
 };
 
@@ -40,9 +43,13 @@ fn limited_as(givers: &[usize], wallet: usize) -> usize {
     if wallet < WALLETS.len() { wallet } else { givers[wallet - WALLETS.len()] }
 }
 
-/// In micro-credits: whole tokens, odd ones, dear ones, free ones.
-const PRICES: [(i64, i64, i64); 4] =
-    [(1_000_000, 1_000_000, 1_000_000), (333, 100, 777_777), (2, 0, 3_000_000), (0, 0, 0)];
+/// In micro-credits, of prompts, cached ones, output and reasoning: whole tokens, odd ones, dear ones, free ones.
+const PRICES: [[i64; 4]; 4] = [
+    [1_000_000, 1_000_000, 1_000_000, 1_000_000],
+    [333, 100, 777_777, 1_111_111],
+    [2, 0, 3_000_000, 1_250_000],
+    [0, 0, 0, 0],
+];
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -442,7 +449,8 @@ impl Model {
     }
 
     fn admit(&mut self, wallet: usize, special: bool, prompt: u64, price: Price) -> Result<i64, Refusal> {
-        let needed = price.of_request(prompt, 0, 1).unwrap().micro();
+        let dearest = price.output.micro().max(price.reasoning.micro());
+        let needed = price.prompt.micro() * prompt as i64 + dearest;
         self.require_spendable(wallet)?;
         let spendable = self.spendable(wallet, Some(special));
         if spendable < needed {
@@ -479,7 +487,7 @@ impl Model {
     }
 
     /// Tokens granted, one at a time.
-    fn debit(&mut self, id: usize, asked: u32, cached: Option<u64>) -> u32 {
+    fn debit(&mut self, id: usize, asked: u32, reasoning: u32, cached: Option<u64>) -> u32 {
         if let Some(cached) = cached {
             let request = &mut self.requests[id];
             (request.running, request.cached) = (true, cached);
@@ -487,7 +495,7 @@ impl Model {
             self.draw_hold(id, cost);
         }
         let mut granted = 0;
-        while granted < asked && self.pay_token(id, cached.is_some() && granted == 0) {
+        while granted < asked && self.pay_token(id, granted < reasoning, cached.is_some() && granted == 0) {
             granted += 1;
         }
         if cached.is_some() {
@@ -507,9 +515,9 @@ impl Model {
         self.requests[id].taken.values().map(|taken| taken.held).sum()
     }
 
-    fn pay_token(&mut self, id: usize, is_held: bool) -> bool {
+    fn pay_token(&mut self, id: usize, is_reasoning: bool, is_held: bool) -> bool {
         let Request { wallet, special, price, .. } = self.requests[id];
-        let price = price.output.micro();
+        let price = if is_reasoning { price.reasoning } else { price.output }.micro();
         let held = self.held(id);
         if held + self.spendable(wallet, Some(special)) < price {
             return false;
@@ -629,7 +637,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Pair {
-        let home = Home::new();
+        let home = Home::in_memory();
         let ledger = home.open();
         for wallet in [TEAM, 0, 1, 2] {
             let draw = CAPS[wallet]
@@ -819,9 +827,8 @@ impl Pair {
         if wallet >= self.model.closed.len() {
             return;
         }
-        let (fresh, cached, output) = PRICES[price];
-        let [fresh, cached, output] = [fresh, cached, output].map(Credits::from_micro);
-        let price = Price { prompt: fresh, cached_prompt: cached, output };
+        let [prompt_token, cached_prompt, output, reasoning] = PRICES[price].map(Credits::from_micro);
+        let price = Price { prompt: prompt_token, cached_prompt, output, reasoning };
         // Ids are places among the admitted.
         let id = format!("request-{}", self.model.requests.len());
         let model = if special { SPECIAL } else { "model" }.to_owned();
@@ -853,8 +860,9 @@ impl Pair {
             let open = request.settled.is_none();
             let cached = (!request.running).then_some(cached.min(request.prompt));
             let prompt = cached.map(|cached_tokens| PromptDebit { cached_tokens });
-            let debit = Debit { request_id: format!("request-{id}"), prompt, output_tokens: asked };
-            expected.push(open.then(|| self.model.debit(id, asked, cached)));
+            let reasoning_tokens = asked / 3;
+            let debit = Debit { request_id: format!("request-{id}"), prompt, output_tokens: asked, reasoning_tokens };
+            expected.push(open.then(|| self.model.debit(id, asked, reasoning_tokens, cached)));
             let reply = reply.clone();
             self.ledger.debit(vec![debit], move |debited| reply.send(debited).expect("the test waits"));
         }
@@ -948,25 +956,57 @@ impl Pair {
     }
 }
 
-proptest! {
-    // Every operation is a durable commit: a few hundred of them a second.
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+/// How many operations, over all histories: 20,000 if it is not said, 100,000 where everything is tested, millions at night.
+const STEPS: &str = "TOKRUN_MODEL_STEPS";
 
-    #[test]
-    fn any_history_agrees_with_the_rules(ops in prop::collection::vec(op(), 20..60)) {
-        let mut pair = Pair::new();
-        for (step, op) in ops.iter().enumerate() {
-            pair.apply(op);
-            pair.compare();
-            if step % 8 == 7 {
-                verify(&pair.ledger);
-            }
+/// A ledger commits every 5 ms; so many histories wait for theirs at once.
+const HISTORIES_AT_ONCE: usize = 48;
+
+const STEPS_A_HISTORY: std::ops::Range<usize> = 20..60;
+
+#[test]
+fn any_history_agrees_with_the_rules() {
+    let steps: usize = std::env::var(STEPS).map_or(20_000, |steps| steps.parse().expect("a number of steps"));
+    let taken = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..HISTORIES_AT_ONCE {
+            scope.spawn(|| {
+                let enough = steps.div_ceil(STEPS_A_HISTORY.start);
+                let config = ProptestConfig {
+                    cases: u32::try_from(enough).unwrap_or(u32::MAX),
+                    max_shrink_iters: 200,
+                    source_file: Some(file!()),
+                    ..ProptestConfig::default()
+                };
+                let histories = prop::collection::vec(op(), STEPS_A_HISTORY);
+                let outcome = TestRunner::new(config).run(&histories, |ops| {
+                    if taken.fetch_add(ops.len(), Ordering::Relaxed) < steps { live(&ops) } else { Ok(()) }
+                });
+                outcome.unwrap_or_else(|error| panic!("{error}"));
+            });
         }
-        pair.apply(&Op::Crash);
-        pair.compare();
-        verify(&pair.ledger);
-        let log: i64 = pair.ledger.usage(&tokrun_ledger::UsageQuery::new(tokrun_ledger::UsageBy::Model)).unwrap()
-            .iter().map(|row| row.debited.micro()).sum();
-        prop_assert_eq!(log - pair.model.refunded, pair.model.grants.iter().map(|grant| grant.settled).sum::<i64>());
+    });
+}
+
+/// Does the same to both, and looks at both from time to time.
+fn live(ops: &[Op]) -> Result<(), TestCaseError> {
+    let mut pair = Pair::new();
+    for (step, op) in ops.iter().enumerate() {
+        pair.apply(op);
+        if step % 6 == 5 {
+            pair.compare();
+        }
     }
+    pair.apply(&Op::Crash);
+    pair.compare();
+    verify(&pair.ledger);
+    let log: i64 = pair
+        .ledger
+        .usage(&tokrun_ledger::UsageQuery::new(tokrun_ledger::UsageBy::Model))
+        .unwrap()
+        .iter()
+        .map(|row| row.debited.micro())
+        .sum();
+    prop_assert_eq!(log - pair.model.refunded, pair.model.grants.iter().map(|grant| grant.settled).sum::<i64>());
+    Ok(())
 }

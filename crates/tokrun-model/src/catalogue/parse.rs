@@ -93,6 +93,7 @@ struct PriceKeys {
     prompt: Decimal,
     cached_prompt: Option<Decimal>,
     output: Decimal,
+    reasoning: Option<Decimal>,
 }
 
 /// What the files read so far say together.
@@ -197,7 +198,7 @@ impl RawEntry {
 fn complete(mut prices: Vec<Price>) -> Vec<Price> {
     if prices.iter().all(|price| price.from.is_some()) {
         let one = || Decimal("1".to_owned());
-        prices.push(Price { from: None, prompt: one(), cached_prompt: one(), output: one() });
+        prices.push(Price { from: None, prompt: one(), cached_prompt: one(), output: one(), reasoning: one() });
     }
     prices.sort_by_key(|price| price.from);
     prices
@@ -275,7 +276,8 @@ impl TryFrom<PriceKeys> for RawPrice {
         if cached_prompt.millionths() > keys.prompt.millionths() {
             return Err("a cached prompt token must not cost more than one that is computed".to_owned());
         }
-        Ok(Self(Price { from, prompt: keys.prompt, cached_prompt, output: keys.output }))
+        let reasoning = keys.reasoning.unwrap_or_else(|| keys.output.clone());
+        Ok(Self(Price { from, prompt: keys.prompt, cached_prompt, output: keys.output, reasoning }))
     }
 }
 

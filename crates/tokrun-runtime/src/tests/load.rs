@@ -164,6 +164,7 @@ fn sixty_four_requests_at_once_are_paid_to_the_token() {
         prompt: Credits::from_micro(1_000_000),
         cached_prompt: Credits::from_micro(100_000),
         output: Credits::from_micro(3_000_000),
+        ..Price::default()
     };
     let request = |id: usize| GenerateRequest {
         prompt: Prompt::Tokens(prompt(id)),
@@ -196,7 +197,7 @@ fn sixty_four_requests_at_once_are_paid_to_the_token() {
         assert!(outcome.error.is_none(), "{:?}", outcome.error);
         let usage = outcome.usage;
         assert_eq!((seen.tokens, outcome.token_ids.len() as u64), (usage.completion_tokens, usage.completion_tokens));
-        let cost = price.of_request(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens);
+        let cost = price.of_request(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, 0);
         let paid = outcome.allowance.expect("it is settled").debited;
         assert_eq!(Some(paid), cost, "request {id}");
         debited[id % 4] = debited[id % 4].checked_add(paid).expect("it is little");
