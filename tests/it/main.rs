@@ -17,6 +17,7 @@ mod export;
 mod import;
 mod latency;
 mod limits;
+mod month;
 mod people;
 mod prices;
 mod statements;

@@ -9,8 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tokrun_ledger::{
     Admission, Admitted, Approval, Closing, Credits, Debit, Debited, Delegate, DrawTerms, FinishReason, GrantRequest,
-    GrantTerms, Ledger, LedgerError, NewAsk, NewWallet, Price, PromptDebit, Refund, Settled, Settlement,
-    WalletKind,
+    GrantTerms, Ledger, LedgerError, NewAsk, NewWallet, Price, PromptDebit, Refund, Settled, Settlement, WalletKind,
 };
 
 use crate::common::{Home, admission, at, verify};
