@@ -3,14 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
 use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, LimitReached, PromptDebit, Settled, Settlement};
 
 use crate::transcript::{Rules, Transcript};
-use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Timing, Usage};
+use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Sink, Timing, Usage};
 
 /// Whether the engine must be told to stop computing for this request.
 #[must_use]
@@ -38,7 +37,7 @@ pub(crate) struct Active {
     rules: Rules,
     prompt: Vec<TokenId>,
     wants_logprobs: bool,
-    events: Sender<Event>,
+    sink: Sink,
 
     transcript: Transcript,
     /// Generated and not yet paid, oldest first; the first `debiting` of them are in the debit under way.
@@ -82,7 +81,7 @@ pub(crate) struct Begin {
     pub(crate) wants_logprobs: bool,
     pub(crate) begun: Instant,
     pub(crate) admitted: Instant,
-    pub(crate) events: Sender<Event>,
+    pub(crate) sink: Sink,
 }
 
 impl Active {
@@ -95,7 +94,7 @@ impl Active {
             rules: begin.rules,
             prompt: begin.prompt,
             wants_logprobs: begin.wants_logprobs,
-            events: begin.events,
+            sink: begin.sink,
             pending: VecDeque::new(),
             debiting: 0,
             prompt_debited: false,
@@ -239,7 +238,7 @@ impl Active {
             self.ending = Some(ended);
             return Engine::MustStop;
         }
-        // A caller that is gone has its receiver dropped.
+        // To a caller that is gone nothing is delivered any more.
         if delivered { Engine::Continues } else { self.cancel() }
     }
 
@@ -255,18 +254,20 @@ impl Active {
         }
         self.measure(tokens, now);
         let mut text = String::new();
+        let mut logprobs = Vec::new();
         for pending in self.pending.drain(..tokens) {
             text.push_str(&pending.text);
             self.paid.push(pending.token.id);
             self.paid_end_tokens += usize::from(pending.is_end);
             self.computed = Some((self.computed.map_or(pending.computed, |(first, _)| first), pending.computed));
-            if self.wants_logprobs {
-                self.logprobs.extend(pending.token.logprob);
+            if let Some(logprob) = pending.token.logprob.filter(|_| self.wants_logprobs) {
+                logprobs.push((pending.token.id, logprob.clone()));
+                self.logprobs.push(logprob);
             }
         }
         self.usage.completion_tokens += tokens as u64;
         self.shown.push_str(&text);
-        self.events.send(Event::Delta(Delta { text, tokens: tokens as u32 })).is_ok()
+        (self.sink)(Event::Delta(Delta { text, tokens: tokens as u32, logprobs }))
     }
 
     fn measure(&mut self, tokens: usize, now: Instant) {
@@ -339,7 +340,7 @@ impl Active {
             allowance,
         };
         // Nobody listens any more: the ledger has it all.
-        let _ = self.events.send(Event::Finished(Box::new(outcome)));
+        (self.sink)(Event::Finished(Box::new(outcome)));
     }
 
     /// What could have become a stop string or a whole character, and did not: its tokens are paid, so it is shown.
@@ -350,7 +351,7 @@ impl Active {
         if let Some(rest) = whole.strip_prefix(self.shown.as_str())
             && !rest.is_empty()
         {
-            let _ = self.events.send(Event::Delta(Delta { text: rest.to_owned(), tokens: 0 }));
+            (self.sink)(Event::Delta(Delta { text: rest.to_owned(), tokens: 0, logprobs: Vec::new() }));
             self.shown.push_str(rest);
         }
         Ok(())

@@ -16,6 +16,12 @@ mod transcript;
 mod tests;
 
 pub use meter::{LedgerMeter, Meter, Reply, Unmetered};
-pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Timing, Usage};
+pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Sink, Timing, Usage};
 pub use request::{GenerateRequest, Payer, Prompt, RuntimeError};
-pub use runtime::{Canceller, Generation, Runtime, TextModel};
+pub use runtime::{Canceller, Generation, Running, Runtime, TextModel};
+
+// What a caller must name to ask for something, and to read what comes.
+pub use tokrun_engine::{
+    ChatMessage, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter, SamplingParams, StepMetrics,
+    SubmitError, TokenId, TokenLogprob, Tokenizer,
+};

@@ -15,13 +15,19 @@ pub enum Event {
 }
 
 /// Text whose tokens are paid. It can be empty: a token may hold half a character, or what could become a stop string.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delta {
     /// What to append to the answer.
     pub text: String,
     /// How many tokens were paid with it.
     pub tokens: u32,
+    /// Those tokens with their log-probabilities, if asked for.
+    pub logprobs: Vec<(TokenId, TokenLogprob)>,
 }
+
+/// Takes a request's events as they come, on the runtime's own thread: it must return at once. It answers whether anybody
+/// still listens; if not, the request is cancelled.
+pub type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 
 /// How a request ended and what it came to. Everything in it is paid.
 #[derive(Debug)]

@@ -2,21 +2,22 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokrun_engine::{
     ChatTemplate, Constraint, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar, GrammarCompiler,
-    InvalidParameter, RenderOptions, RequestId, StepReport, Submission, SubmitError, TenantId, TokenId, Tokenizer,
+    InvalidParameter, RenderOptions, RequestId, StepMetrics, StepReport, Submission, SubmitError, TenantId, TokenId,
+    Tokenizer,
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
 use crate::active::{self, Active, Begin, Urgency};
 use crate::transcript::{Rules, Transcript};
-use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError};
+use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError, Sink};
 
 /// A loaded model with all it needs to speak.
 pub struct TextModel {
@@ -37,6 +38,7 @@ pub struct Runtime {
     model: ModelFacts,
     meter: Arc<dyn Meter>,
     engine: Arc<Engine>,
+    metrics: Arc<Mutex<StepMetrics>>,
     messages: Sender<Message>,
     next_id: AtomicU64,
     /// Keyed anew in each process, so that nobody can find out which wallets and teams are told apart by what.
@@ -70,9 +72,12 @@ impl Runtime {
     pub fn start(model: TextModel, meter: Arc<dyn Meter>, options: EngineOptions) -> Result<Self, RuntimeError> {
         let (messages, inbox) = channel();
         let report = messages.clone();
+        let metrics = Arc::new(Mutex::new(StepMetrics::default()));
+        let latest = Arc::clone(&metrics);
         let vocab_size = model.tokenizer.vocab_size();
         let device = model.executor.info().device.clone();
         let engine = Arc::new(Engine::spawn(model.executor, vocab_size, options, move |step| {
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = step.metrics;
             // After a shutdown nobody listens; the engine is about to be joined.
             let _ = report.send(Message::Step(step));
         })?);
@@ -101,6 +106,7 @@ impl Runtime {
             },
             meter,
             engine,
+            metrics,
             messages,
             next_id: AtomicU64::new(1),
             keys: RandomState::new(),
@@ -111,6 +117,21 @@ impl Runtime {
     /// What computes, and what it honours.
     pub fn info(&self) -> &ExecutorInfo {
         self.engine.info()
+    }
+
+    /// The model's name in the request log.
+    pub fn model(&self) -> &str {
+        &self.model.name
+    }
+
+    /// What makes tokens of text, and text of tokens.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.model.tokenizer
+    }
+
+    /// How busy the engine was after its last step.
+    pub fn metrics(&self) -> StepMetrics {
+        *self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tokens of a prompt, as the model will see them.
@@ -145,6 +166,17 @@ impl Runtime {
     /// When it asks for something impossible (then the ledger is untouched), when the ledger refuses to pay, or when the
     /// engine cannot take it (then what was held is released).
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, RuntimeError> {
+        let (events, inbox) = channel();
+        let running = self.generate_to(request, Box::new(move |event| events.send(event).is_ok()))?;
+        Ok(Generation { running, events: inbox, handed_over_tokens: 0, finished: false })
+    }
+
+    /// As [`generate`](Self::generate), for callers that cannot wait on a channel: the events go to `sink`, and the caller
+    /// acknowledges what it has dealt with.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_to(&self, request: GenerateRequest, sink: Sink) -> Result<Running, RuntimeError> {
         let begun = Instant::now();
         let prompt = self.encode(&request.prompt)?;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -189,7 +221,7 @@ impl Runtime {
         // what it asked.
         submission.tenant = TenantId(self.keys.hash_one(&admitted.wallet_id));
         submission.cache_salt = self.keys.hash_one(&admitted.team_id);
-        let (events, inbox) = channel();
+        let prompt_tokens = prompt.len();
         let begin = Begin {
             id,
             request_id: request_id.clone(),
@@ -199,19 +231,13 @@ impl Runtime {
             wants_logprobs: request.logprobs.is_some(),
             begun,
             admitted: Instant::now(),
-            events,
+            sink,
         };
         let (answer, accepted) = channel();
         self.messages.send(Message::Begin(Box::new(begin), submission, answer)).map_err(|_| RuntimeError::Stopped)?;
         accepted.recv().map_err(|_| RuntimeError::Stopped)??;
-        Ok(Generation {
-            request_id,
-            events: inbox,
-            engine: Arc::clone(&self.engine),
-            canceller: Canceller { id, messages: self.messages.clone() },
-            handed_over_tokens: 0,
-            finished: false,
-        })
+        let canceller = Canceller { id, messages: self.messages.clone() };
+        Ok(Running { request_id, prompt_tokens, engine: Arc::clone(&self.engine), canceller })
     }
 }
 
@@ -242,10 +268,8 @@ impl Drop for Runtime {
 
 /// A request under way. Dropping it cancels the request; what was paid until then is settled.
 pub struct Generation {
-    request_id: String,
+    running: Running,
     events: Receiver<Event>,
-    engine: Arc<Engine>,
-    canceller: Canceller,
     handed_over_tokens: u64,
     finished: bool,
 }
@@ -253,7 +277,7 @@ pub struct Generation {
 impl Generation {
     /// The request's name, also in the ledger.
     pub fn request_id(&self) -> &str {
-        &self.request_id
+        self.running.request_id()
     }
 
     /// Waits for the next event. Asking for it says that the one before was dealt with: the engine computes no more than
@@ -263,7 +287,7 @@ impl Generation {
             return None;
         }
         if self.handed_over_tokens > 0 {
-            self.engine.acknowledge(self.canceller.id, self.handed_over_tokens);
+            self.running.acknowledge(self.handed_over_tokens);
         }
         let event = self.events.recv().ok();
         match &event {
@@ -275,15 +299,46 @@ impl Generation {
 
     /// Something that can cancel this request from another thread.
     pub fn canceller(&self) -> Canceller {
+        self.running.canceller()
+    }
+}
+
+/// The reins of a request whose events go to a [`Sink`]. Dropping it cancels the request, if that has not ended; what was
+/// paid until then is settled.
+pub struct Running {
+    request_id: String,
+    prompt_tokens: usize,
+    engine: Arc<Engine>,
+    canceller: Canceller,
+}
+
+impl Running {
+    /// The request's name, also in the ledger.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// Tokens of its prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The reader has dealt with the first `total_tokens` of the answer: the engine computes no more than its window past
+    /// them.
+    pub fn acknowledge(&self, total_tokens: u64) {
+        self.engine.acknowledge(self.canceller.id, total_tokens);
+    }
+
+    /// Something that can cancel this request from another thread.
+    pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
 }
 
-impl Drop for Generation {
+impl Drop for Running {
     fn drop(&mut self) {
-        if !self.finished {
-            self.canceller.cancel();
-        }
+        // It does nothing to a request that has ended.
+        self.canceller.cancel();
     }
 }
 
