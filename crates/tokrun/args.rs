@@ -12,6 +12,7 @@ mod books;
 mod compute;
 mod people;
 mod prices;
+mod serve;
 
 pub(crate) use agreed::{BudgetArgs, EventsArgs, LimitCommand, LimitSetArgs, ProjectCommand, Span};
 pub(crate) use bench::{BenchArgs, Devices, Switch};
@@ -19,6 +20,7 @@ pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
 pub(crate) use people::{ApproveArgs, DelegateArgs, KeyCommand, KeyCreateArgs, RequestArgs};
 pub(crate) use prices::{EstimateArgs, PriceCommand, PriceSetArgs};
+pub(crate) use serve::ServeArgs;
 
 /// Run language models on your own machine, every token paid from an exact allowance before it is shown.
 #[derive(Debug, Parser)]
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
     /// Talk to a model, turn by turn.
     Chat(Box<ChatArgs>),
+    /// Serve models over HTTP, to clients of OpenAI's and Anthropic's APIs.
+    Serve(Box<ServeArgs>),
     /// Measure prefill and decode speed, as llama-bench does.
     Bench(Box<BenchArgs>),
     /// List, pull, show, verify and remove models.

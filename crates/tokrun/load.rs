@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use tokrun_engine::{ChatTemplate, EngineOptions, Tokenizer};
+use tokrun_engine::{ChatTemplate, EngineOptions, SamplingParams, Tokenizer};
 use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
@@ -90,9 +90,27 @@ impl Found {
         self.entry.as_ref().map_or(Ok(Price::default()), |entry| price_of(entry, jiff::Timestamp::now()))
     }
 
-    /// How the model's makers sample from it.
-    pub(crate) fn sampling(&self) -> SamplingDefaults {
-        self.entry.as_ref().map(|entry| entry.sampling.clone()).unwrap_or_default()
+    /// How to sample where nothing else is said: as the model's makers recommend.
+    pub(crate) fn sampling_params(&self) -> SamplingParams {
+        let usual = SamplingDefaults {
+            temperature: Some(0.8),
+            top_k: Some(40),
+            top_p: Some(0.95),
+            ..SamplingDefaults::default()
+        };
+        // Whom nobody recommends anything for gets what local runtimes usually begin with.
+        let recommended = self.entry.as_ref().map(|entry| &entry.sampling);
+        let recommended = recommended.filter(|sampling| **sampling != SamplingDefaults::default()).unwrap_or(&usual);
+        let off = SamplingParams::default();
+        let or = |recommended: Option<f64>, off: f32| recommended.map_or(off, |value| value as f32);
+        SamplingParams {
+            temperature: or(recommended.temperature, off.temperature),
+            top_k: recommended.top_k.map_or(off.top_k, |k| k as usize),
+            top_p: or(recommended.top_p, off.top_p),
+            min_p: or(recommended.min_p, off.min_p),
+            repeat_penalty: or(recommended.repeat_penalty, off.repeat_penalty),
+            ..off
+        }
     }
 }
 

@@ -10,8 +10,16 @@ fn picture() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     BTreeMap::from([
         (
             "tokrun",
-            BTreeSet::from(["tokrun-runtime", "tokrun-engine", "tokrun-ledger", "tokrun-model", "tokrun-kernels"]),
+            BTreeSet::from([
+                "tokrun-server",
+                "tokrun-runtime",
+                "tokrun-engine",
+                "tokrun-ledger",
+                "tokrun-model",
+                "tokrun-kernels",
+            ]),
         ),
+        ("tokrun-server", BTreeSet::from(["tokrun-runtime", "tokrun-ledger"])),
         ("tokrun-runtime", BTreeSet::from(["tokrun-engine", "tokrun-ledger"])),
         ("tokrun-engine", BTreeSet::from(["tokrun-model"])),
         ("tokrun-model", BTreeSet::from(["tokrun-kernels"])),

@@ -170,7 +170,7 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
 }
 
 /// Bytes: a number alone, or with a unit. `K`, `M`, `G`, `T` and `KiB` ... count in 1024, `kB`, `MB` ... in 1000.
-fn size_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn size_bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_start().to_ascii_lowercase();

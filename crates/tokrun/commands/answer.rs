@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokrun_engine::{ChatMessage, Grammar, SamplingParams};
 use tokrun_ledger::{FinishReason, Ledger, LedgerError};
-use tokrun_model::catalogue::{Catalogue, SamplingDefaults};
+use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{Event, GenerateRequest, Generation, Outcome, Payer, Prompt};
 
 use crate::args::{AnswerArgs, FormArgs, PayerArgs, SamplingArgs};
@@ -25,7 +25,7 @@ pub(crate) fn request(
         request_id: None,
         prompt,
         max_tokens: args.sampling.max_tokens,
-        sampling: sampling(&args.sampling, args.compute.engine.deterministic, &found.sampling())?,
+        sampling: sampling(&args.sampling, args.compute.engine.deterministic, found.sampling_params())?,
         stop: args.sampling.stop.clone(),
         grammar,
         ignore_eos: args.sampling.ignore_eos,
@@ -63,31 +63,21 @@ pub(crate) fn grammar(args: &FormArgs) -> Result<Option<Grammar>, Failure> {
     })
 }
 
-fn sampling(args: &SamplingArgs, deterministic: bool, defaults: &SamplingDefaults) -> Result<SamplingParams, Failure> {
-    let off = SamplingParams::default();
-    let usual =
-        SamplingDefaults { temperature: Some(0.8), top_k: Some(40), top_p: Some(0.95), ..SamplingDefaults::default() };
-    // Whom nobody recommends anything for gets what local runtimes usually begin with.
-    let defaults = if *defaults == SamplingDefaults::default() { &usual } else { defaults };
+fn sampling(args: &SamplingArgs, deterministic: bool, usual: SamplingParams) -> Result<SamplingParams, Failure> {
     let params = SamplingParams {
-        temperature: choose(args.temperature, defaults.temperature, off.temperature),
-        top_k: args.top_k.or(defaults.top_k.map(|k| k as usize)).unwrap_or(off.top_k),
-        top_p: choose(args.top_p, defaults.top_p, off.top_p),
-        min_p: choose(args.min_p, defaults.min_p, off.min_p),
-        repeat_penalty: choose(args.repeat_penalty, defaults.repeat_penalty, off.repeat_penalty),
-        presence_penalty: args.presence_penalty.unwrap_or(off.presence_penalty),
-        frequency_penalty: args.frequency_penalty.unwrap_or(off.frequency_penalty),
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        min_p: args.min_p.unwrap_or(usual.min_p),
+        repeat_penalty: args.repeat_penalty.unwrap_or(usual.repeat_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(usual.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(usual.frequency_penalty),
         logit_bias: args.logit_bias.iter().copied().collect(),
         seed: args.seed.unwrap_or_else(|| if deterministic { 0 } else { random_seed() }),
-        ..off
+        ..usual
     };
     params.validate()?;
     Ok(params)
-}
-
-/// The flag, else what the model's makers recommend, else nothing special.
-fn choose(flag: Option<f32>, recommended: Option<f64>, off: f32) -> f32 {
-    flag.or(recommended.map(|value| value as f32)).unwrap_or(off)
 }
 
 /// Any number will do; it is reported, so that a run can be repeated.

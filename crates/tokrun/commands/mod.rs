@@ -12,6 +12,7 @@ mod ledger;
 mod model;
 mod price;
 mod project;
+mod serve;
 mod usage;
 mod wallet;
 
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> Result<Status, Failure> {
     match cli.command {
         Command::Generate(args) => generate::run(*args, format),
         Command::Chat(args) => chat::run(*args, format),
+        Command::Serve(args) => serve::run(&args, format),
         Command::Bench(args) => bench::run(&args, format),
         Command::Model(command) => model::run(command, format),
         Command::Price(command) => price::run(command, format),

@@ -1,0 +1,168 @@
+//! The answers to one HTTP request: one or several metered requests, with their events in one queue.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokrun_ledger::{FinishReason, LedgerError};
+use tokrun_runtime::{Event, GenerateRequest, Outcome, Running, RuntimeError, Timing, Usage};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::live::Entry;
+use crate::metrics::Observed;
+use crate::models::Model;
+
+/// Answers under way. Dropping them cancels what has not ended; what was paid until then is settled.
+pub(crate) struct Answers {
+    running: Vec<Option<Running>>,
+    /// Tokens of each that were taken from here.
+    taken_tokens: Vec<u64>,
+    /// Whether some of them are not acknowledged.
+    owes_acknowledgement: bool,
+    /// Bounded by the engine's window, since nothing is acknowledged before it is taken.
+    events: UnboundedReceiver<(usize, Event)>,
+    open: usize,
+    entry: Entry,
+    _places: OwnedSemaphorePermit,
+}
+
+impl Answers {
+    /// Has each of the requests admitted, and begins to serve them. May block.
+    ///
+    /// The first must be admitted. Where the allowance ends before a later one, that one is empty and says why: what was
+    /// paid for the others is delivered.
+    pub(crate) fn begin(
+        app: &Arc<App>,
+        model: &Arc<Model>,
+        places: OwnedSemaphorePermit,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        let open = requests.len();
+        let mut running = Vec::with_capacity(open);
+        for (choice, request) in requests.into_iter().enumerate() {
+            let wallet = request.payer.wallet.clone();
+            match begin_one(app, model, request, choice, &sender) {
+                Ok(one) => running.push(Some(one)),
+                Err(error) if choice == 0 => {
+                    return Err(ApiError::from(&error).with_refill(&app.ledger, &wallet, app.options.exhausted_status));
+                }
+                Err(error) => {
+                    let outcome = Event::Finished(Box::new(unserved(error)));
+                    // The receiver lives: it is in this function.
+                    let _ = sender.send((choice, outcome));
+                    running.push(None);
+                }
+            }
+        }
+        let entry = app.live.enter(running.iter().flatten().map(Running::canceller).collect());
+        let taken_tokens = vec![0; open];
+        Ok(Self { running, taken_tokens, owes_acknowledgement: false, events, open, entry, _places: places })
+    }
+
+    /// The next event, and which of the answers it is of. Asking for it acknowledges what was taken before. `None` after the
+    /// last one has finished, or when the runtime died.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        self.entry.asked_for_more();
+        if std::mem::take(&mut self.owes_acknowledgement) {
+            for (running, &tokens) in self.running.iter().zip(&self.taken_tokens) {
+                if let Some(running) = running.as_ref().filter(|_| tokens > 0) {
+                    running.acknowledge(tokens);
+                }
+            }
+        }
+        if self.open == 0 {
+            return None;
+        }
+        let event = self.events.recv().await?;
+        Some(self.take(event))
+    }
+
+    /// Another event that is here already.
+    pub(crate) fn next_ready(&mut self) -> Option<(usize, Event)> {
+        let event = self.events.try_recv().ok()?;
+        Some(self.take(event))
+    }
+
+    fn take(&mut self, (choice, event): (usize, Event)) -> (usize, Event) {
+        match &event {
+            Event::Delta(delta) => {
+                self.taken_tokens[choice] += u64::from(delta.tokens);
+                self.owes_acknowledgement = true;
+            }
+            Event::Finished(_) => self.open -= 1,
+        }
+        self.entry.handed_over();
+        (choice, event)
+    }
+
+    /// Whether all have finished, as opposed to the runtime having died.
+    pub(crate) fn all_finished(&self) -> bool {
+        self.open == 0
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Tokens of the first prompt.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.running.first().and_then(Option::as_ref).map_or(0, Running::prompt_tokens)
+    }
+
+    /// Waits for all of them; in the order in which they end.
+    pub(crate) async fn collect(mut self) -> Result<Vec<(usize, Outcome)>, ApiError> {
+        let mut outcomes = Vec::with_capacity(self.count());
+        while let Some((choice, event)) = self.next().await {
+            if let Event::Finished(outcome) = event {
+                if let Some(error) = &outcome.error {
+                    return Err(error.into());
+                }
+                outcomes.push((choice, *outcome));
+            }
+        }
+        if self.all_finished() { Ok(outcomes) } else { Err(ApiError::from(&RuntimeError::Stopped)) }
+    }
+}
+
+fn begin_one(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    request: GenerateRequest,
+    choice: usize,
+    sender: &UnboundedSender<(usize, Event)>,
+) -> Result<Running, RuntimeError> {
+    let sender = sender.clone();
+    let observed = Observed::new(app, model, &request);
+    let sink = move |event: Event| {
+        // Counted here, where every event comes by, whether or not a client is there to see it.
+        observed.see(&event);
+        sender.send((choice, event)).is_ok()
+    };
+    model.runtime().generate_to(request, Box::new(sink))
+}
+
+/// The end of an answer that never began.
+fn unserved(error: RuntimeError) -> Outcome {
+    let (finish_reason, limited) = match &error {
+        RuntimeError::Ledger(LedgerError::Limited { reached }) => (FinishReason::Limit, Some((**reached).clone())),
+        RuntimeError::Ledger(LedgerError::Exhausted { .. }) => (FinishReason::Allowance, None),
+        _ => (FinishReason::Error, None),
+    };
+    Outcome {
+        request_id: String::new(),
+        text: String::new(),
+        finish_reason,
+        error: (finish_reason == FinishReason::Error).then_some(error),
+        prompt_token_ids: Vec::new(),
+        token_ids: Vec::new(),
+        logprobs: None,
+        usage: Usage::default(),
+        energy_uj: None,
+        timing: Timing::default(),
+        limited,
+        allowance: None,
+    }
+}

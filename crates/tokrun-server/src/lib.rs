@@ -1,0 +1,33 @@
+//! The HTTP service: what OpenAI's and Anthropic's clients speak, with every token paid before it is sent.
+//!
+//! Wire types (HTTP, server-sent events, their JSON) stop here. The runtime below is threads and channels; a request's
+//! events come from its thread into a queue that a connection's task reads (`answers`). What a task has written it
+//! acknowledges when it asks for more, so that a client that reads slowly holds its own sequence back, and the queue never
+//! has more than the run-ahead window.
+//!
+//! Whatever may block (the ledger, templates, tokenizers) runs on threads for that, never on those that serve connections.
+
+mod answers;
+mod anthropic;
+mod app;
+mod auth;
+mod begin;
+mod body;
+mod content;
+mod error;
+mod health;
+mod limits;
+mod listen;
+mod live;
+mod metrics;
+mod models;
+mod openai;
+mod reply;
+mod responses;
+mod routes;
+mod sse;
+mod tokens;
+
+pub use app::{Server, ServerOptions};
+pub use axum::http::StatusCode;
+pub use models::ServedModel;

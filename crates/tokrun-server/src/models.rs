@@ -1,0 +1,84 @@
+//! The models that are served, by name.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokrun_ledger::Price;
+use tokrun_runtime::{Runtime, SamplingParams};
+
+use crate::error::ApiError;
+
+/// A model that runs, and what it is called and costs.
+pub struct ServedModel {
+    /// What clients call it: its name in the request log.
+    pub name: String,
+    /// What else they may call it.
+    pub aliases: Vec<String>,
+    /// Answers.
+    pub runtime: Runtime,
+    /// Requests that may run and wait at once; the next one is refused before anything is held for it.
+    pub places: usize,
+    /// What a token costs at this moment.
+    pub price: Box<dyn Fn() -> Price + Send + Sync>,
+    /// How to sample where a request does not say.
+    pub sampling: SamplingParams,
+    /// When it was loaded.
+    pub loaded: Timestamp,
+}
+
+/// A served model with the places that are left.
+pub(crate) struct Model {
+    pub(crate) served: ServedModel,
+    places: Arc<Semaphore>,
+}
+
+impl Model {
+    pub(crate) fn name(&self) -> &str {
+        &self.served.name
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.served.runtime
+    }
+
+    /// Places for so many requests at once, given back when the permit is dropped.
+    pub(crate) fn places(&self, requests: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let wanted = u32::try_from(requests).unwrap_or(u32::MAX);
+        Arc::clone(&self.places).try_acquire_many_owned(wanted).map_err(|_| {
+            ApiError::overloaded(format!("All {} places are taken; try again shortly.", self.served.places))
+        })
+    }
+
+    /// Requests that have a place.
+    pub(crate) fn places_taken(&self) -> usize {
+        self.served.places - self.places.available_permits()
+    }
+}
+
+/// All of them, in the order in which they were named.
+pub(crate) struct Models(Vec<Arc<Model>>);
+
+impl Models {
+    pub(crate) fn new(served: Vec<ServedModel>) -> Self {
+        let model = |served: ServedModel| Arc::new(Model { places: Arc::new(Semaphore::new(served.places)), served });
+        Self(served.into_iter().map(model).collect())
+    }
+
+    /// The model of this name.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, ApiError> {
+        let is_called =
+            |model: &&Arc<Model>| model.name() == name || model.served.aliases.iter().any(|alias| alias == name);
+        self.0.iter().find(is_called).cloned().ok_or_else(|| ApiError::unknown_model(name))
+    }
+
+    /// The one that is meant where a request names none.
+    pub(crate) fn first(&self) -> &Arc<Model> {
+        // `Server::new` takes at least one.
+        &self.0[0]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.0.iter()
+    }
+}

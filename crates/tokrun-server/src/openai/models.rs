@@ -1,0 +1,52 @@
+//! `/v1/models`: what can be asked.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::begin::find_model;
+use crate::models::Model;
+use crate::reply::ok;
+
+#[derive(Serialize)]
+struct List {
+    object: &'static str,
+    data: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    id: String,
+    object: &'static str,
+    created: i64,
+    owned_by: &'static str,
+    /// As vLLM has it.
+    max_model_len: usize,
+}
+
+fn entry(model: &Model) -> Entry {
+    Entry {
+        id: model.name().to_owned(),
+        object: "model",
+        created: model.served.loaded.as_second(),
+        owned_by: "tokrun",
+        max_model_len: model.runtime().info().context_tokens,
+    }
+}
+
+pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Response {
+    let may_use = |model: &&Arc<Model>| caller.may_use(model);
+    let data = app.models.iter().filter(may_use).map(|model| entry(model)).collect();
+    ok(&List { object: "list", data })
+}
+
+pub(crate) async fn show(State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>) -> Response {
+    match find_model(&app, &caller, &name) {
+        Ok(model) => ok(&entry(&model)),
+        Err(error) => error.into_response(),
+    }
+}

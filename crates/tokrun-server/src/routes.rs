@@ -1,0 +1,67 @@
+//! Which path goes where, and what every response has.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+
+use crate::app::App;
+use crate::error::{ApiError, Dialect, Refused};
+use crate::{anthropic, health, metrics, openai, responses, tokens};
+
+/// What a request is called, in its response's headers and in the ledger.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestTag(pub(crate) String);
+
+/// All that is served.
+pub(crate) fn router(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/version", get(health::version))
+        .route("/metrics", get(metrics::metrics))
+        .route("/v1/models", get(openai::models::list))
+        .route("/v1/models/{*name}", get(openai::models::show))
+        .route("/v1/chat/completions", post(openai::chat::create))
+        .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(app), every))
+        .with_state(Arc::clone(app))
+}
+
+async fn unknown(method: Method, uri: Uri) -> Response {
+    ApiError::unknown_url(method.as_str(), uri.path()).response(Dialect::of(uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    ApiError::method_not_allowed(method.as_str()).response(Dialect::of(uri.path()))
+}
+
+/// Names each request, and counts and logs how it was answered.
+async fn every(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let tag = uuid::Uuid::now_v7().to_string();
+    let method = request.method().clone();
+    // A path that nobody asked for may be anything, and is no label.
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestTag(tag.clone()));
+    let mut response = next.run(request).await;
+    let header = HeaderValue::from_str(&tag).expect("a uuid is a header's value");
+    response.headers_mut().insert("x-request-id", header);
+    let status = response.status().as_u16();
+    app.metrics.responded(&route, status, response.extensions().get::<Refused>().map(|refused| refused.0));
+    let ms = begun.elapsed().as_millis();
+    tracing::debug!(request_id = tag, %method, route, status, ms, "responded");
+    response
+}

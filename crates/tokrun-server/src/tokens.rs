@@ -1,0 +1,87 @@
+//! `/tokenize` and `/detokenize`, in vLLM's form.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+use tokrun_runtime::{ChatMessage, Prompt, TokenId};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::begin::find_model;
+use crate::body::Payload;
+use crate::content::Content;
+use crate::error::ApiError;
+use crate::reply::ok;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tokenize {
+    model: Option<String>,
+    /// Text, as a completion would begin with it.
+    prompt: Option<String>,
+    /// Or a conversation, as the model's template has it.
+    messages: Option<Vec<Message>>,
+    /// Add what the tokenizer puts around every text.
+    add_special_tokens: Option<bool>,
+    /// Tell the text of each token.
+    #[serde(default)]
+    return_token_strs: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    role: String,
+    content: Content,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detokenize {
+    model: Option<String>,
+    tokens: Vec<TokenId>,
+}
+
+/// Text or a conversation to tokens.
+pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
+    let tokenized = app.blocking(move |app| {
+        let request: Tokenize = payload.parse()?;
+        let model = find_model(app, &caller, request.model.as_deref().unwrap_or(app.models.first().name()))?;
+        let runtime = model.runtime();
+        let special = request.add_special_tokens.unwrap_or(true);
+        let encoded = match (&request.prompt, &request.messages) {
+            (Some(text), None) => runtime.tokenizer().encode(text, special).map_err(|error| ApiError::from(&error)),
+            (None, Some(messages)) => {
+                let messages: Result<Vec<ChatMessage>, ApiError> = messages.iter().map(Message::chat_message).collect();
+                runtime.encode(&Prompt::Chat(messages?)).map_err(|error| ApiError::from(&error))
+            }
+            _ => Err(ApiError::invalid("Give either 'prompt' or 'messages'.")),
+        };
+        let tokens = encoded?;
+        let texts: Option<Vec<String>> = request
+            .return_token_strs
+            .then(|| tokens.iter().map(|token| runtime.tokenizer().token_text(*token).unwrap_or_default()).collect());
+        let context_tokens = runtime.info().context_tokens;
+        Ok(json!({ "count": tokens.len(), "max_model_len": context_tokens, "tokens": tokens, "token_strs": texts }))
+    });
+    tokenized.await.map_or_else(IntoResponse::into_response, |body| ok(&body))
+}
+
+impl Message {
+    fn chat_message(&self) -> Result<ChatMessage, ApiError> {
+        Ok(ChatMessage { role: self.role.clone(), content: self.content.text()? })
+    }
+}
+
+/// Tokens to text.
+pub(crate) async fn detokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
+    let text = app.blocking(move |app| {
+        let request: Detokenize = payload.parse()?;
+        let model = find_model(app, &caller, request.model.as_deref().unwrap_or(app.models.first().name()))?;
+        model.runtime().tokenizer().decode(&request.tokens).map_err(|error| ApiError::from(&error))
+    });
+    text.await.map_or_else(IntoResponse::into_response, |text| ok(&json!({ "prompt": text })))
+}

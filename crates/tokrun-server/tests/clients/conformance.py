@@ -1,0 +1,240 @@
+"""The official Python packages against a tokrun server, as they come: no adapter, no patched behaviour.
+
+    python conformance.py http://127.0.0.1:8080 MODEL [KEY]
+
+Each check is a function; all run, and the exit status is 1 if one failed.
+"""
+
+import asyncio
+import json
+import sys
+import traceback
+
+import anthropic
+import openai
+from pydantic import BaseModel
+
+BASE, MODEL = sys.argv[1], sys.argv[2]
+KEY = sys.argv[3] if len(sys.argv) > 3 else "unused"
+ASK = [{"role": "user", "content": "Why is the sky blue?"}]
+
+client = openai.OpenAI(base_url=BASE + "/v1", api_key=KEY, max_retries=0)
+claude = anthropic.Anthropic(base_url=BASE, api_key=KEY, max_retries=0)
+
+
+def chat(**extra):
+    arguments = dict(model=MODEL, messages=ASK, max_tokens=16, temperature=0) | extra
+    return client.chat.completions.create(**arguments)
+
+
+def same_total(usage):
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
+
+
+def openai_chat():
+    answer = chat()
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.finish_reason in ("stop", "length")
+    assert 0 < answer.usage.completion_tokens <= 16
+    same_total(answer.usage)
+    assert answer.model_extra["tokrun"]["debited"] == answer.usage.total_tokens
+    assert answer._request_id and answer.id.startswith("chatcmpl-")
+
+
+def openai_chat_raw_headers():
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=ASK, max_tokens=4)
+    assert float(raw.headers["x-tokrun-debited"]) == raw.parse().usage.total_tokens
+    assert "x-tokrun-balance" in raw.headers
+
+
+def openai_chat_stream():
+    whole = chat()
+    text, usage, finish = "", None, None
+    for chunk in chat(stream=True, stream_options={"include_usage": True}):
+        if chunk.choices:
+            text += chunk.choices[0].delta.content or ""
+            finish = chunk.choices[0].finish_reason or finish
+        else:
+            usage = chunk.usage
+            assert chunk.model_extra["tokrun"]["debited"] == usage.total_tokens
+    assert text == whole.choices[0].message.content
+    assert finish == whole.choices[0].finish_reason
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    same_total(usage)
+
+
+def openai_chat_stream_helper():
+    with client.chat.completions.stream(model=MODEL, messages=ASK, max_completion_tokens=8, temperature=0) as stream:
+        kinds = {event.type for event in stream}
+        answer = stream.get_final_completion()
+    assert "content.delta" in kinds or not answer.choices[0].message.content
+    assert answer.choices[0].message.content == chat(max_tokens=8).choices[0].message.content
+
+
+def openai_several_answers():
+    answer = chat(n=3, temperature=1.0, seed=5)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    again = chat(n=3, temperature=1.0, seed=5)
+    assert [c.message.content for c in answer.choices] == [c.message.content for c in again.choices]
+
+
+def openai_logprobs():
+    answer = chat(logprobs=True, top_logprobs=3)
+    content = answer.choices[0].logprobs.content
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in content)
+    assert bytes(b for token in content for b in token.bytes).decode(errors="replace") == answer.choices[0].message.content
+
+
+def openai_logit_bias_and_stop():
+    first = chat(logprobs=True, max_tokens=4).choices[0].logprobs.content
+    if first:
+        tokens = client.post("/tokenize".replace("/", BASE + "/", 1), body={"prompt": first[0].token}, cast_to=object)
+        banned = chat(max_tokens=4, logit_bias={str(tokens["tokens"][-1]): -100}, logprobs=True)
+        assert not banned.choices[0].logprobs.content or banned.choices[0].logprobs.content[0].token != first[0].token
+    text = chat(max_tokens=40).choices[0].message.content
+    if len(text) > 5:
+        stopped = chat(max_tokens=40, stop=[text[3:5]])
+        assert stopped.choices[0].finish_reason == "stop" and text[3:5] not in stopped.choices[0].message.content
+
+
+def openai_json_object():
+    answer = chat(response_format={"type": "json_object"}, max_tokens=400, temperature=0.2, seed=1)
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content), dict)
+
+
+class Weather(BaseModel):
+    is_sunny: bool
+
+
+def openai_structured_output():
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=ASK, response_format=Weather, temperature=0, max_tokens=200
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Weather)
+
+
+def openai_completions():
+    answer = client.completions.create(model=MODEL, prompt="Once upon", max_tokens=8, temperature=0, logprobs=2)
+    assert answer.object == "text_completion" and answer.usage.completion_tokens <= 8
+    assert len(answer.choices[0].logprobs.tokens) == len(answer.choices[0].logprobs.text_offset)
+    pieces = client.completions.create(model=MODEL, prompt="Once upon", max_tokens=8, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in pieces) == answer.choices[0].text
+    two = client.completions.create(model=MODEL, prompt=["Once", "upon"], max_tokens=2)
+    assert len(two.choices) == 2
+
+
+def openai_responses():
+    answer = client.responses.create(model=MODEL, input="Why is the sky blue?", max_output_tokens=16, temperature=0)
+    assert answer.status in ("completed", "incomplete")
+    assert answer.output_text == chat().choices[0].message.content
+    with client.responses.stream(model=MODEL, input=ASK, max_output_tokens=16, temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response() if answer.status == "completed" else None
+    assert text == answer.output_text
+    assert final is None or final.usage.total_tokens == final.usage.input_tokens + final.usage.output_tokens
+
+
+def openai_responses_structured():
+    answer = client.responses.parse(
+        model=MODEL, input="Is it sunny?", text_format=Weather, max_output_tokens=200, temperature=0
+    )
+    assert isinstance(answer.output_parsed, Weather)
+
+
+def openai_models():
+    assert MODEL in [model.id for model in client.models.list()]
+    assert client.models.retrieve(MODEL).object == "model"
+
+
+def raises(kind, call, code=None):
+    try:
+        call()
+    except kind as error:
+        assert code is None or error.code == code, (error.code, error.body)
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def openai_errors():
+    raises(openai.NotFoundError, lambda: chat(model="nothing"), "model_not_found")
+    raises(openai.BadRequestError, lambda: chat(temperature=9))
+    raises(openai.BadRequestError, lambda: chat(extra_body={"flavour": 1}))
+    raises(openai.BadRequestError, lambda: chat(messages=[{"role": "user", "content": "long " * 20000}]))
+    error = raises(openai.NotFoundError, lambda: client.models.retrieve("nothing"))
+    assert error.request_id
+
+
+def openai_leaves_a_stream():
+    stream = chat(stream=True, max_tokens=2000, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    chat(max_tokens=2)
+
+
+def openai_async():
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=BASE + "/v1", api_key=KEY) as ai:
+            asked = [ai.chat.completions.create(model=MODEL, messages=ASK, max_tokens=8, temperature=0) for _ in range(8)]
+            return await asyncio.gather(*asked)
+
+    texts = {answer.choices[0].message.content for answer in asyncio.run(ask())}
+    assert len(texts) == 1, texts
+
+
+def message(**extra):
+    return claude.messages.create(**(dict(model=MODEL, max_tokens=16, messages=ASK, temperature=0) | extra))
+
+
+def anthropic_messages():
+    answer = message(system="Be brief.")
+    assert answer.type == "message" and answer.role == "assistant" and answer.content[0].type == "text"
+    assert answer.stop_reason in ("end_turn", "max_tokens") and answer.usage.output_tokens > 0
+    total = answer.usage.input_tokens + answer.usage.cache_read_input_tokens + answer.usage.output_tokens
+    assert answer.model_extra["tokrun"]["debited"] == total
+    counted = claude.messages.count_tokens(model=MODEL, messages=ASK, system="Be brief.")
+    assert counted.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+
+
+def anthropic_stream():
+    whole = message()
+    with claude.messages.stream(model=MODEL, max_tokens=16, messages=ASK, temperature=0) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == whole.content[0].text == final.content[0].text
+    assert final.stop_reason == whole.stop_reason and final.usage.output_tokens == whole.usage.output_tokens
+    kinds = [event.type for event in message(stream=True)]
+    assert kinds[0] == "message_start" and kinds[-1] == "message_stop", kinds
+
+
+def anthropic_stop_sequence():
+    text = message(max_tokens=40).content[0].text
+    if len(text) > 5:
+        answer = message(max_tokens=40, stop_sequences=[text[3:5]])
+        assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", text[3:5])
+
+
+def anthropic_errors():
+    raises(anthropic.NotFoundError, lambda: message(model="nothing"))
+    raises(anthropic.BadRequestError, lambda: message(temperature=9))
+    raises(anthropic.BadRequestError, lambda: message(extra_body={"flavour": 1}))
+
+
+def main():
+    prefixes = ("openai_", "anthropic_")
+    checks = [(name, check) for name, check in globals().items() if name.startswith(prefixes) and callable(check)]
+    failed = 0
+    for name, check in checks:
+        try:
+            check()
+            print("ok", name)
+        except Exception:
+            failed += 1
+            print("FAILED", name)
+            traceback.print_exc(file=sys.stdout)
+    print(f"{len(checks) - failed} of {len(checks)} passed: openai {openai.__version__}, anthropic {anthropic.__version__}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

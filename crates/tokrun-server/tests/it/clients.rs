@@ -1,0 +1,38 @@
+//! The official Python packages against the server, as they come: `tests/clients/conformance.py`.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Choices, MODEL, Service};
+
+/// A Python with `openai` and `anthropic`: named by `TOKRUN_CLIENTS_PYTHON`, else the one on the path. Required where
+/// `TOKRUN_REQUIRE_CLIENTS` is set; elsewhere a test that lacks it says so.
+fn python() -> Option<String> {
+    let python = std::env::var("TOKRUN_CLIENTS_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let probe = Command::new(&python).args(["-c", "import openai, anthropic"]).output();
+    if probe.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    assert!(
+        std::env::var_os("TOKRUN_REQUIRE_CLIENTS").is_none(),
+        "the Python packages `openai` and `anthropic` are required: pip install openai anthropic"
+    );
+    eprintln!("SKIPPED: the Python packages `openai` and `anthropic` are not here");
+    None
+}
+
+#[test]
+fn the_official_python_clients_are_served() {
+    let Some(python) = python() else { return };
+    let service = Service::with(Choices { context_tokens: 4096, ..Choices::default() });
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/conformance.py");
+    let output = Command::new(python)
+        .arg(script)
+        .args([&service.url(""), MODEL])
+        .env_remove("OPENAI_API_KEY")
+        .env_remove("ANTHROPIC_API_KEY")
+        .output()
+        .expect("python runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}

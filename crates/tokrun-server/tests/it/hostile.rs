@@ -1,0 +1,113 @@
+//! Clients that mean harm: a clear status, bounded memory, and nothing in the ledger.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokrun_server::ServerOptions;
+
+use crate::support::{Choices, Service, chat};
+
+fn impatient() -> Choices {
+    let options = ServerOptions {
+        payer: Some("ada".to_owned()),
+        body_bytes_max: 1 << 20,
+        bodies_bytes_max: 4 << 20,
+        head_timeout: Duration::from_millis(300),
+        body_timeout: Duration::from_millis(300),
+        idle_timeout: Duration::from_millis(400),
+        ..ServerOptions::default()
+    };
+    Choices { options, ..Choices::default() }
+}
+
+/// What comes back until the server closes the connection, and how long that took.
+fn rest(mut stream: TcpStream) -> (String, Duration) {
+    let begun = Instant::now();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("it can be set");
+    let mut text = Vec::new();
+    // A reset is an end too.
+    let _ = stream.read_to_end(&mut text);
+    (String::from_utf8_lossy(&text).into_owned(), begun.elapsed())
+}
+
+fn send(service: &Service, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address).expect("it listens");
+    stream.write_all(bytes).expect("it can be written");
+    stream
+}
+
+fn untouched(service: &Service) {
+    let health = service.ledger.health().expect("it can be read");
+    assert_eq!((health.entries, health.open_requests), (1, 0), "the grant, and nothing else");
+    assert_eq!(service.get("/health").status, 200, "it still serves");
+}
+
+#[test]
+fn slow_heads_and_bodies_are_cut_off() {
+    let service = Service::with(impatient());
+    for bytes in [&b""[..], b"P", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-slow:", b"PRI * HTTP/2.0\r\n"] {
+        let (text, took) = rest(send(&service, bytes));
+        assert!(took < Duration::from_secs(3), "{bytes:?} held a connection for {took:?}: {text}");
+    }
+    let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{\"model\":";
+    let (text, took) = rest(send(&service, head));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(text.starts_with("HTTP/1.1 408"), "{text}");
+    // One that has asked something, and then says nothing more.
+    let (text, took) = rest(send(&service, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"));
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    untouched(&service);
+}
+
+#[test]
+fn large_bodies_and_heads_are_refused() {
+    let service = Service::with(impatient());
+    let announced = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n";
+    let (text, _) = rest(send(&service, announced));
+    assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+    let mut chunked = TcpStream::connect(service.address).expect("it listens");
+    let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    chunked.write_all(head).expect("it can be written");
+    let chunk = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
+    // The server may answer, and close, before all is written.
+    let _ = (0..32).try_for_each(|_| chunked.write_all(&chunk));
+    let (text, _) = rest(chunked);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 413"), "{text}");
+    let mut flood = b"GET /health HTTP/1.1\r\nhost: x\r\n".to_vec();
+    (0..5000).for_each(|index| flood.extend(format!("x-{index}: {index}\r\n").bytes()));
+    flood.extend(b"\r\n");
+    let mut stream = TcpStream::connect(service.address).expect("it listens");
+    let _ = stream.write_all(&flood);
+    let (text, _) = rest(stream);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
+    untouched(&service);
+}
+
+#[test]
+fn absurd_json_is_refused() {
+    let service = Service::with(impatient());
+    let deep = [b"{\"model\":\"tiny\",\"messages\":".as_slice(), &[b'['; 100_000], b"}"].concat();
+    assert_eq!(service.post_bytes("/v1/chat/completions", &deep).status, 400);
+    let deep_schema = format!("{}{}", "{\"a\":".repeat(100), "1".to_owned() + &"}".repeat(100));
+    let schema: serde_json::Value = serde_json::from_str(&deep_schema).expect("it is JSON");
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    let reply = service.post("/v1/chat/completions", &chat(json!({ "response_format": format, "ignore_eos": null })));
+    assert!(matches!(reply.status, 200 | 400), "{}", reply.text);
+    let tokens: Vec<u32> = (0..200_000).map(|_| 5).collect();
+    let reply = service.post("/v1/completions", &json!({ "model": "tiny", "prompt": tokens }));
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert_eq!(reply.json()["error"]["code"], "context_length_exceeded");
+}
+
+#[test]
+fn many_idle_connections_keep_nobody_out() {
+    let service = Service::with(Choices::default());
+    let idle: Vec<TcpStream> = (0..300).map(|_| send(&service, b"")).collect();
+    let begun = Instant::now();
+    service.post("/v1/chat/completions", &chat(json!({}))).ok();
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    drop(idle);
+}

@@ -1,0 +1,11 @@
+//! The server over a tiny model and a real ledger, as clients see it.
+#![expect(clippy::print_stderr, reason = "a test that does not run says so")]
+
+mod clients;
+mod completions;
+mod dialects;
+mod ends;
+mod errors;
+mod hostile;
+mod streams;
+mod support;

@@ -1,0 +1,280 @@
+//! A service of its own for each test, and a small client.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokrun_engine::{ChatTemplate, Tokenizer};
+use tokrun_ledger::{GrantRequest, Ledger, Price};
+use tokrun_model::{LoadOptions, ModelFile};
+use tokrun_runtime::{EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
+use tokrun_server::{ServedModel, Server, ServerOptions};
+
+pub(crate) const MODEL: &str = "tiny";
+
+/// A running service, ended with the test. Its ledger is sound then, or the test fails.
+pub(crate) struct Service {
+    pub(crate) ledger: Ledger,
+    pub(crate) address: SocketAddr,
+    ends: Option<oneshot::Sender<()>>,
+    now: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _home: TempDir,
+}
+
+/// What a test may choose.
+pub(crate) struct Choices {
+    pub(crate) balance: u64,
+    pub(crate) context_tokens: usize,
+    pub(crate) waiting_max: usize,
+    pub(crate) running_max: usize,
+    pub(crate) options: ServerOptions,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self {
+            balance: 1_000_000,
+            context_tokens: 128,
+            waiting_max: 64,
+            running_max: 8,
+            options: ServerOptions { payer: Some("ada".to_owned()), ..ServerOptions::default() },
+        }
+    }
+}
+
+impl Service {
+    pub(crate) fn new() -> Self {
+        Self::with(Choices::default())
+    }
+
+    pub(crate) fn with(choices: Choices) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory can be made");
+        let ledger = Ledger::open(&home.path().join("ledger.db")).expect("a ledger can be made");
+        ledger.create_wallet("ada", None).expect("a wallet can be made");
+        if choices.balance > 0 {
+            let amount = choices.balance.to_string().parse().expect("it is an amount");
+            ledger.grant(GrantRequest::new("ada", amount)).expect("it can be filled");
+        }
+        let models = vec![tiny_model(&ledger, home.path(), &choices)];
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it has an address");
+        let server = Server::new(ledger.clone(), models, choices.options);
+        let (ends, end) = oneshot::channel();
+        let (now, at_once) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let ended = async { drop(end.await) };
+            let ended_now = async {
+                if at_once.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let threads = threads.expect("threads can be started");
+            threads.block_on(server.serve(listener, ended, ended_now)).expect("it serves");
+        });
+        Self { ledger, address, ends: Some(ends), now: Some(now), thread: Some(thread), _home: home }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn balance(&self) -> i64 {
+        self.ledger.wallet("ada").expect("there is a wallet").balance.micro() / tokrun_ledger::MICRO
+    }
+
+    /// Tokens of settled requests: prompts and answers.
+    pub(crate) fn logged(&self) -> (u64, u64) {
+        let mut logged = (0, 0);
+        let visit = |request: &tokrun_ledger::ExportedRequest| {
+            logged.0 += request.prompt_tokens;
+            logged.1 += request.output_tokens;
+            std::ops::ControlFlow::Continue(())
+        };
+        self.ledger.export_requests(None, None, visit).expect("the log can be read");
+        logged
+    }
+
+    pub(crate) fn open_requests(&self) -> u64 {
+        self.ledger.health().expect("it can be read").open_requests
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        Reply::of(agent().get(self.url(path)).call())
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+        self.post_bytes(path, body.to_string().as_bytes())
+    }
+
+    pub(crate) fn post_bytes(&self, path: &str, body: &[u8]) -> Reply {
+        Reply::of(agent().post(self.url(path)).content_type("application/json").send(body))
+    }
+
+    /// The events of a stream, as they come.
+    pub(crate) fn stream(&self, path: &str, body: &Value) -> Events {
+        let response = agent().post(self.url(path)).content_type("application/json").send(body.to_string().as_bytes());
+        let response = response.expect("the server answers");
+        assert_eq!(response.status().as_u16(), 200);
+        let content_type = response.headers()["content-type"].to_str().expect("it is text").to_owned();
+        assert!(content_type.starts_with("text/event-stream"), "{content_type}");
+        Events(BufReader::new(Box::new(response.into_body().into_reader())))
+    }
+
+    /// A figure of `/metrics`, over all labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text;
+        let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).expect("a number");
+        text.lines().filter(is_it).map(value).sum()
+    }
+
+    /// Says that the server is to end, and lets requests go on for its drain time.
+    pub(crate) fn end(&mut self) {
+        drop(self.ends.take());
+    }
+
+    /// And that it is to end at once.
+    pub(crate) fn end_now(&mut self) {
+        if let Some(now) = self.now.take() {
+            let _ = now.send(());
+        }
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the server does not panic");
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.end();
+        self.end_now();
+        self.join();
+        if !std::thread::panicking() {
+            assert_eq!(self.open_requests(), 0, "everything is settled when the server has ended");
+            let report = self.ledger.verify().expect("it can be verified");
+            assert!(report.passed(), "{report:?}");
+        }
+    }
+}
+
+fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
+    let copy = home.join("model");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama");
+    fs::create_dir(&copy).expect("it can be made");
+    for entry in fs::read_dir(fixture).expect("the fixture is there") {
+        let path = entry.expect("an entry can be read").path();
+        fs::copy(&path, copy.join(path.file_name().expect("it has a name"))).expect("it can be copied");
+    }
+    let config = copy.join("config.json");
+    let mut object: Value =
+        serde_json::from_str(&fs::read_to_string(&config).expect("it is there")).expect("it is JSON");
+    object["max_position_embeddings"] = choices.context_tokens.into();
+    fs::write(&config, object.to_string()).expect("it can be written");
+
+    let file = ModelFile::open(&copy).expect("the fixture opens");
+    let load = LoadOptions { sequences_max: Some(choices.running_max), threads: Some(1), ..LoadOptions::default() };
+    let model = TextModel {
+        name: MODEL.to_owned(),
+        executor: file.load(&load).expect("it loads"),
+        tokenizer: Arc::new(Tokenizer::from_assets(file.assets()).expect("its tokenizer works")),
+        template: ChatTemplate::compile(file.assets()),
+        end_tokens: file.assets().end_token_ids.clone(),
+    };
+    let engine = EngineOptions {
+        waiting_max: choices.waiting_max,
+        sequences_max: Some(choices.running_max),
+        ..EngineOptions::default()
+    };
+    let meter = Arc::new(LedgerMeter(ledger.clone()));
+    ServedModel {
+        name: MODEL.to_owned(),
+        aliases: vec!["alias".to_owned()],
+        runtime: Runtime::start(model, meter, engine).expect("it starts"),
+        places: choices.running_max + choices.waiting_max,
+        price: Box::new(Price::default),
+        sampling: SamplingParams::default(),
+        loaded: jiff::Timestamp::now(),
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build())
+}
+
+/// A response.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: std::collections::BTreeMap<String, String>,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    fn of(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Self {
+        let mut response = response.expect("the server answers");
+        let text = |value: &ureq::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let status = response.status().as_u16();
+        Self { status, headers, text: response.body_mut().read_to_string().expect("its body can be read") }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.text))
+    }
+
+    /// The body of a response that says that all went well.
+    pub(crate) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+}
+
+/// Server-sent events: the name, if there is one, and the data.
+pub(crate) struct Events(BufReader<Box<dyn Read + Send>>);
+
+impl Iterator for Events {
+    type Item = (Option<String>, String);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut name = None;
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).expect("the stream can be read") == 0 {
+                return None;
+            }
+            let line = line.trim_end_matches('\n');
+            if let Some(data) = line.strip_prefix("data: ") {
+                let data = data.to_owned();
+                let mut blank = String::new();
+                self.0.read_line(&mut blank).expect("the stream can be read");
+                assert_eq!(blank, "\n", "an event ends with a blank line");
+                return Some((name, data));
+            }
+            name = line.strip_prefix("event: ").map(str::to_owned).or(name);
+        }
+    }
+}
+
+/// A conversation of one turn, greedy, with what else a test wants in the request.
+pub(crate) fn chat(extra: Value) -> Value {
+    let messages = json!([{ "role": "user", "content": "The light was" }]);
+    with(json!({ "model": MODEL, "messages": messages, "temperature": 0, "ignore_eos": true, "max_tokens": 12 }), extra)
+}
+
+pub(crate) fn with(mut request: Value, extra: Value) -> Value {
+    let object = request.as_object_mut().expect("it is an object");
+    object.extend(extra.as_object().expect("it is an object").clone());
+    object.retain(|_, value| !value.is_null());
+    request
+}

@@ -1,0 +1,59 @@
+//! What is served, where, and to whom.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::ComputeArgs;
+use super::compute::{positive, size_bytes};
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// A model to serve: a name from the catalogue, a GGUF file, or a directory of safetensors. As often as needed.
+    #[arg(long = "model", short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
+    pub(crate) models: Vec<String>,
+    /// The address to listen on; other than of this machine alone only where keys are in use.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address)]
+    pub(crate) host: IpAddr,
+    /// The port to listen on; 0 for any that is free.
+    #[arg(long, short, value_name = "PORT", default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// Whose allowance pays for requests without a key; your account's name if absent.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Requests that run at once, of each model.
+    #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
+    pub(crate) max_running: usize,
+    /// Requests that may wait, of each model; the next one is told to come back later.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_waiting: usize,
+    /// Longest body of a request.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size_bytes)]
+    pub(crate) max_body: u64,
+    /// The HTTP status for whom the allowance is used up.
+    #[arg(long, value_name = "429|402", default_value_t = 429, value_parser = exhausted_status)]
+    pub(crate) exhausted_status: u16,
+    /// Seconds that requests may go on when the server is told to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) drain: u64,
+    /// What is logged on stderr.
+    #[arg(long, value_name = "off|error|warn|info|debug", default_value = "info")]
+    pub(crate) log: tracing::level_filters::LevelFilter,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    if text == "localhost" {
+        return Ok(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse().map_err(|_| "expected an address, such as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
+}
+
+fn exhausted_status(text: &str) -> Result<u16, String> {
+    match text {
+        "429" => Ok(429),
+        "402" => Ok(402),
+        _ => Err("it is 429, as OpenAI has it, or 402".to_owned()),
+    }
+}
