@@ -40,12 +40,20 @@ pub(crate) struct MessagesRequest {
     top_k: Option<usize>,
     metadata: Option<Metadata>,
     output_config: Option<OutputConfig>,
+    /// The older place of `output_config.format`.
+    output_format: Option<OutputFormat>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     thinking: Option<Thinking>,
     container: Option<Value>,
     mcp_servers: Option<Vec<Value>>,
     context_management: Option<Value>,
+    user_profile_id: Option<String>,
+    workspace_id: Option<String>,
+    #[expect(dead_code, reason = "a hint that changes no answer")]
+    diagnostics: Option<Value>,
+    #[expect(dead_code, reason = "a hint that changes no answer")]
+    speed: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     service_tier: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
@@ -103,6 +111,7 @@ impl MessagesRequest {
         let user = self.metadata.as_ref().and_then(|metadata| metadata.user_id.clone());
         let tags: BTreeMap<String, String> = user.into_iter().map(|user| ("user".to_owned(), user)).collect();
         let format = self.output_config.as_ref().and_then(|config| config.format.as_ref());
+        let format = format.or(self.output_format.as_ref());
         let grammar = format.map(|OutputFormat::JsonSchema { schema }| Grammar::JsonSchema(schema.to_string()));
         let stop = self.stop_sequences.clone();
         let wanted = Wanted {
@@ -147,6 +156,8 @@ impl MessagesRequest {
             ("container", self.container.is_some()),
             ("mcp_servers", named(&self.mcp_servers)),
             ("context_management", self.context_management.is_some()),
+            ("user_profile_id", self.user_profile_id.is_some()),
+            ("workspace_id", self.workspace_id.is_some()),
             ("output_config.effort", self.output_config.as_ref().is_some_and(|config| config.effort.is_some())),
         ] {
             if is_asked {
@@ -162,7 +173,9 @@ pub(crate) async fn count_tokens(State(app): State<Arc<App>>, caller: Caller, pa
     let counted = app.blocking(move |app| {
         let request: MessagesRequest = payload.parse()?;
         let model = find_model(app, &caller, &request.model)?;
-        let tokens = model.runtime().encode(&request.prompt()?).map_err(|error| ApiError::from(&error))?;
+        let prompt = request.prompt()?;
+        model.could_fit(&prompt)?;
+        let tokens = model.runtime().encode(&prompt).map_err(|error| ApiError::from(&error))?;
         Ok(tokens.len())
     });
     match counted.await {

@@ -6,6 +6,7 @@ use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::Response;
+use tokrun_ledger::{Action, KeyView, ModelScope, Role};
 use tokrun_runtime::Payer;
 
 use crate::app::App;
@@ -19,19 +20,44 @@ pub(crate) struct Caller {
     pub(crate) wallet: String,
     /// The name of the key.
     pub(crate) key: Option<String>,
-    /// The project that the key is for.
+    /// The project: that of the key, else the one that the client names.
     pub(crate) project: Option<String>,
+    /// What else this caller may do. Without a key it is whoever owns the machine.
+    pub(crate) role: Role,
+    models: Option<ModelScope>,
 }
 
 impl Caller {
+    /// Whoever asks without a key, where that is allowed.
+    pub(crate) fn owner(wallet: &str) -> Self {
+        Self { wallet: wallet.to_owned(), key: None, project: None, role: Role::Admin, models: None }
+    }
+
     /// Who pays for a request of this caller.
     pub(crate) fn payer(&self) -> Payer {
         Payer { wallet: self.wallet.clone(), key: self.key.clone(), project: self.project.clone(), ..Payer::default() }
     }
 
     /// Whether this caller may use a model.
-    pub(crate) fn may_use(&self, _model: &Model) -> bool {
-        true
+    pub(crate) fn may_use(&self, model: &Model) -> bool {
+        self.models.as_ref().is_none_or(|models| models.has(model.name()))
+    }
+
+    /// Refuses what this caller's role does not allow. `own`: it is about the caller's own wallet.
+    pub(crate) fn require(&self, action: Action, own: bool) -> Result<(), ApiError> {
+        if self.role.may(action, own) {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(
+            "insufficient_permissions",
+            format!("A key of the role {} may not do that.", self.role),
+        ))
+    }
+}
+
+impl From<KeyView> for Caller {
+    fn from(key: KeyView) -> Self {
+        Self { wallet: key.wallet, key: Some(key.name), project: key.project, role: key.role, models: key.models }
     }
 }
 
@@ -40,7 +66,11 @@ impl FromRequestParts<Arc<App>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
         let caller = authenticate(app, secret(&parts.headers)).await;
-        caller.map_err(|error| error.response(Dialect::of(parts.uri.path())))
+        let mut caller = caller.map_err(|error| error.response(Dialect::of(parts.uri.path())))?;
+        let project = parts.headers.get("openai-project").and_then(|value| value.to_str().ok());
+        // The ledger refuses one that the key is not for.
+        caller.project = project.map(str::to_owned).or(caller.project);
+        Ok(caller)
     }
 }
 
@@ -54,10 +84,18 @@ fn secret(headers: &HeaderMap) -> Option<String> {
     secret.map(str::to_owned)
 }
 
-/// Finds out whose request it is.
-async fn authenticate(app: &Arc<App>, _secret: Option<String>) -> Result<Caller, ApiError> {
-    match &app.options.payer {
-        Some(wallet) => Ok(Caller { wallet: wallet.clone(), key: None, project: None }),
-        None => Err(ApiError::unauthorized("You did not provide an API key.")),
+/// How the secret of a key begins, a mistyped one's too.
+const KEY_PREFIX: &str = "tkr-";
+
+/// Finds out whose request it is. Where none needs a key, clients that insist on one may send anything that is none.
+async fn authenticate(app: &Arc<App>, secret: Option<String>) -> Result<Caller, ApiError> {
+    match (&app.options.payer, secret) {
+        (Some(payer), None) => Ok(Caller::owner(payer)),
+        (Some(payer), Some(secret)) if !secret.starts_with(KEY_PREFIX) => Ok(Caller::owner(payer)),
+        (None, None) => Err(ApiError::unauthorized("You did not provide an API key.")),
+        (_, Some(secret)) => {
+            let key = app.blocking(move |app| app.ledger.authenticate(&secret).map_err(|error| ApiError::from(&error)));
+            key.await.map(Caller::from)
+        }
     }
 }

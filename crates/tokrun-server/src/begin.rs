@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use jiff::Timestamp;
-use tokrun_ledger::{Credits, FinishReason, LimitReached};
+use tokrun_ledger::{Action, Credits, FinishReason, LimitReached};
 use tokrun_runtime::{GenerateRequest, Grammar, Outcome, Payer, Prompt, SamplingParams, Usage};
 
 use crate::answers::Answers;
@@ -84,11 +84,13 @@ pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, wanted: W
     if app.is_draining() {
         return Err(ApiError::overloaded("The server is about to end; try again."));
     }
+    caller.require(Action::Spend, true)?;
     let model = find_model(app, caller, &wanted.model)?;
     let count = wanted.prompts.len().saturating_mul(wanted.n);
     if !(1..=ANSWERS_MAX).contains(&count) {
         return Err(ApiError::invalid_param("n", format!("Between 1 and {ANSWERS_MAX} answers can be asked for.")));
     }
+    wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
     let params = wanted.sampling.params(&model.served.sampling)?;
     let places = model.places(count)?;
     let requests = requests(caller, tag, &model, wanted, &params);

@@ -36,7 +36,7 @@ pub(crate) struct ApiError {
     /// Trying again would not help, whatever the status suggests.
     is_final: bool,
     /// What is left, and when there will be more.
-    tokrun: Option<Value>,
+    tokrun: Option<Box<Value>>,
 }
 
 impl ApiError {
@@ -59,6 +59,11 @@ impl ApiError {
     pub(crate) fn unsupported(param: &str, why: &str) -> Self {
         let message = format!("Unsupported parameter: '{param}': {why}.");
         Self { code: Some("unsupported_parameter"), ..Self::invalid_param(param, message) }
+    }
+
+    /// The prompt leaves no room for an answer.
+    pub(crate) fn too_long(message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::invalid_param("messages", message) }
     }
 
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
@@ -130,7 +135,7 @@ impl ApiError {
             _ => ("insufficient_quota", "insufficient_quota", true),
         };
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, kind, Some(code), message);
-        Self { retry_after_s, is_final, tokrun: Some(tokrun), ..error }
+        Self { retry_after_s, is_final, tokrun: Some(Box::new(tokrun)), ..error }
     }
 
     /// Why the metrics count it, in one word.
@@ -142,7 +147,7 @@ impl ApiError {
     pub(crate) fn openai(&self) -> Value {
         let mut error = json!({ "message": self.message, "type": self.kind, "param": self.param, "code": self.code });
         if let Some(tokrun) = &self.tokrun {
-            error["tokrun"] = tokrun.clone();
+            error["tokrun"] = Value::clone(tokrun);
         }
         json!({ "error": error })
     }
@@ -162,7 +167,7 @@ impl ApiError {
         };
         let mut error = json!({ "type": kind, "message": self.message });
         if let Some(tokrun) = &self.tokrun {
-            error["tokrun"] = tokrun.clone();
+            error["tokrun"] = Value::clone(tokrun);
         }
         json!({ "type": "error", "error": error })
     }
@@ -219,9 +224,7 @@ impl From<&SubmitError> for ApiError {
     fn from(error: &SubmitError) -> Self {
         match error {
             SubmitError::QueueFull { .. } | SubmitError::Stopped => Self::overloaded(format!("{error}.")),
-            SubmitError::PromptTooLong { .. } | SubmitError::CacheTooSmall { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid_param("messages", error.to_string()) }
-            }
+            SubmitError::PromptTooLong { .. } | SubmitError::CacheTooSmall { .. } => Self::too_long(error.to_string()),
             SubmitError::InvalidSampling(parameter) => Self::from(parameter),
             SubmitError::NothingToGenerate => Self::invalid_param("max_tokens", error.to_string()),
             _ => Self::invalid(error.to_string()),
@@ -260,11 +263,13 @@ impl From<&LedgerError> for ApiError {
                 let error =
                     Self::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", Some("insufficient_quota"), message);
                 let tokrun = json!({ "needed": needed, "balance": balance, "unit": "credits" });
-                Self { is_final: true, tokrun: Some(tokrun), ..error }
+                Self { is_final: true, tokrun: Some(Box::new(tokrun)), ..error }
             }
             LedgerError::Limited { reached } => Self::limited(reached),
             LedgerError::Frozen { .. } => Self::forbidden("wallet_frozen", "Your wallet is frozen."),
             LedgerError::UnknownWallet { .. } => Self::forbidden("unknown_wallet", "There is no such wallet."),
+            LedgerError::KeyRefused { .. } => Self::unauthorized("Incorrect API key provided."),
+            LedgerError::KeyScope { .. } => Self::forbidden("key_scope", format!("{error}.")),
             LedgerError::InvalidRequest { reason, .. } => Self::invalid((*reason).to_owned()),
             LedgerError::Busy => Self::overloaded("The ledger is busy; try again."),
             _ => Self::internal(error),
@@ -281,7 +286,7 @@ impl ApiError {
         self.status = exhausted_status;
         let Ok(view) = ledger.wallet(wallet) else { return self };
         let next = view.recurring.iter().filter_map(|grant| Some((grant.next?, grant.amount))).min();
-        let tokrun = self.tokrun.get_or_insert_with(|| json!({}));
+        let tokrun = self.tokrun.get_or_insert_with(|| Box::new(json!({})));
         tokrun["balance"] = json!(view.balance);
         tokrun["refill"] = json!(next.map(|(at, amount)| json!({ "at": at, "amount": amount })));
         if let Some((at, amount)) = next {

@@ -27,6 +27,7 @@ mod responses;
 mod routes;
 mod sse;
 mod tokens;
+mod usage;
 
 pub use app::{Server, ServerOptions};
 pub use axum::http::StatusCode;

@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn a_limit_holds_where_all_that_it_names_applies() {
-        let caller = Caller { wallet: "ada".to_owned(), key: Some("laptop".to_owned()), project: None };
+        let mut caller = Caller::owner("ada");
+        caller.key = Some("laptop".to_owned());
         let path = ["ada".to_owned(), "tools".to_owned()];
         let named = |wallet: Option<&str>, key: Option<&str>, model: Option<&str>| LimitScope {
             wallet: wallet.map(str::to_owned),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
-use tokrun_runtime::{Runtime, SamplingParams};
+use tokrun_runtime::{Prompt, Runtime, SamplingParams};
 
 use crate::error::ApiError;
 
@@ -31,6 +31,8 @@ pub struct ServedModel {
 pub(crate) struct Model {
     pub(crate) served: ServedModel,
     places: Arc<Semaphore>,
+    /// Of the longest token.
+    token_bytes_max: usize,
 }
 
 impl Model {
@@ -40,6 +42,24 @@ impl Model {
 
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.served.runtime
+    }
+
+    /// Refuses a prompt that cannot fit whatever its tokens are, before its tokens are found: that takes a while for those
+    /// who send megabytes.
+    pub(crate) fn could_fit(&self, prompt: &Prompt) -> Result<(), ApiError> {
+        let bytes = match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            // That is seen at once.
+            Prompt::Tokens(_) => 0,
+        };
+        let context_tokens = self.runtime().info().context_tokens;
+        if bytes <= context_tokens.saturating_mul(self.token_bytes_max) {
+            return Ok(());
+        }
+        Err(ApiError::too_long(format!(
+            "The prompt has {bytes} bytes, far more than {context_tokens} tokens of context."
+        )))
     }
 
     /// Places for so many requests at once, given back when the permit is dropped.
@@ -61,7 +81,13 @@ pub(crate) struct Models(Vec<Arc<Model>>);
 
 impl Models {
     pub(crate) fn new(served: Vec<ServedModel>) -> Self {
-        let model = |served: ServedModel| Arc::new(Model { places: Arc::new(Semaphore::new(served.places)), served });
+        let model = |served: ServedModel| {
+            let tokenizer = served.runtime.tokenizer();
+            let tokens = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+            let token_bytes_max = tokens.filter_map(|token| Some(tokenizer.token_bytes(token).ok()?.len())).max();
+            let places = Arc::new(Semaphore::new(served.places));
+            Arc::new(Model { token_bytes_max: token_bytes_max.unwrap_or(1), places, served })
+        };
         Self(served.into_iter().map(model).collect())
     }
 

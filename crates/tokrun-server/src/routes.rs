@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::error::{ApiError, Dialect, Refused};
-use crate::{anthropic, health, metrics, openai, responses, tokens};
+use crate::{anthropic, health, metrics, openai, responses, tokens, usage};
 
 /// What a request is called, in its response's headers and in the ledger.
 #[derive(Clone, Debug)]
@@ -32,6 +32,9 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/usage/me", get(usage::me))
+        .route("/v1/organization/usage/completions", get(usage::completions))
+        .route("/v1/organization/costs", get(usage::costs))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .fallback(unknown)

@@ -53,10 +53,15 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payloa
         let runtime = model.runtime();
         let special = request.add_special_tokens.unwrap_or(true);
         let encoded = match (&request.prompt, &request.messages) {
-            (Some(text), None) => runtime.tokenizer().encode(text, special).map_err(|error| ApiError::from(&error)),
+            (Some(text), None) => {
+                model.could_fit(&Prompt::Text(text.clone()))?;
+                runtime.tokenizer().encode(text, special).map_err(|error| ApiError::from(&error))
+            }
             (None, Some(messages)) => {
                 let messages: Result<Vec<ChatMessage>, ApiError> = messages.iter().map(Message::chat_message).collect();
-                runtime.encode(&Prompt::Chat(messages?)).map_err(|error| ApiError::from(&error))
+                let prompt = Prompt::Chat(messages?);
+                model.could_fit(&prompt)?;
+                runtime.encode(&prompt).map_err(|error| ApiError::from(&error))
             }
             _ => Err(ApiError::invalid("Give either 'prompt' or 'messages'.")),
         };

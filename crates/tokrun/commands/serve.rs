@@ -44,27 +44,30 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     Ok(Status::Done)
 }
 
-/// Whose allowance pays for requests without a key.
+/// Whose allowance pays for requests without a key; `None` where every request needs one: where there are keys, unless
+/// somebody was named.
 fn payer(args: &ServeArgs, ledger: &Ledger) -> Result<Option<String>, Failure> {
-    if !is_own_machine(args.host) {
-        return Err(Failure::new(
-            Status::Usage,
-            "no_keys",
-            format!("{} can be reached from elsewhere, and no request would need a key", args.host),
-        )
-        .hint("listen on 127.0.0.1"));
+    let has_keys = ledger.keys(None)?.iter().any(|key| key.revoked.is_none());
+    if !args.host.is_loopback() {
+        return match (has_keys, &args.user) {
+            (true, None) => Ok(None),
+            (true, Some(user)) => Err(open_to_all(args.host, &format!("{user} would pay for whoever comes"))
+                .hint("leave --user out: every request then needs a key")),
+            (false, _) => Err(open_to_all(args.host, "no request would need a key")
+                .hint("create a key first, with `tokrun key create`; or listen on 127.0.0.1")),
+        };
     }
     let wallet = match &args.user {
         Some(user) => user.clone(),
+        None if has_keys => return Ok(None),
         None => home::account()?,
     };
     // Nothing is created by itself once a ledger is a service's, so what is missing is better told now.
-    let view = ledger.wallet(&wallet)?;
-    Ok(Some(view.name))
+    Ok(Some(ledger.wallet(&wallet)?.name))
 }
 
-fn is_own_machine(host: IpAddr) -> bool {
-    host.is_loopback()
+fn open_to_all(host: IpAddr, why: &str) -> Failure {
+    Failure::new(Status::Usage, "no_keys", format!("{host} can be reached from elsewhere, and {why}"))
 }
 
 fn listen(args: &ServeArgs) -> Result<TcpListener, Failure> {

@@ -36,3 +36,28 @@ fn the_official_python_clients_are_served() {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
+
+#[test]
+fn the_python_example_asks_and_sees_what_it_cost() {
+    let Some(python) = python() else { return };
+    let service = Service::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/client.py");
+    let output = Command::new(python).arg(example).args([&service.url(""), MODEL]).output().expect("python runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains(&format!("{} left]", service.balance())), "{said}");
+}
+
+#[test]
+fn the_curl_example_asks() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: curl is not here");
+        return;
+    }
+    let service = Service::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/curl.sh");
+    let output = Command::new("sh").arg(example).args([&service.url(""), MODEL]).output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("\"balance\":1000000") && said.trim_end().ends_with("data: [DONE]"), "{said}");
+}

@@ -7,5 +7,6 @@ mod dialects;
 mod ends;
 mod errors;
 mod hostile;
+mod keys;
 mod streams;
 mod support;

@@ -107,11 +107,23 @@ impl Service {
     }
 
     pub(crate) fn get(&self, path: &str) -> Reply {
-        Reply::of(agent().get(self.url(path)).call())
+        self.get_with(path, &[])
+    }
+
+    pub(crate) fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let request =
+            headers.iter().fold(agent().get(self.url(path)), |request, (name, value)| request.header(*name, *value));
+        Reply::of(request.call())
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
-        self.post_bytes(path, body.to_string().as_bytes())
+        self.post_with(path, body, &[])
+    }
+
+    pub(crate) fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Reply {
+        let request =
+            headers.iter().fold(agent().post(self.url(path)), |request, (name, value)| request.header(*name, *value));
+        Reply::of(request.content_type("application/json").send(body.to_string().as_bytes()))
     }
 
     pub(crate) fn post_bytes(&self, path: &str, body: &[u8]) -> Reply {
