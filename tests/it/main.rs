@@ -20,6 +20,7 @@ mod limits;
 mod month;
 mod people;
 mod prices;
+mod serve;
 mod statements;
 mod structured;
 mod support;
