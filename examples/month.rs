@@ -288,8 +288,8 @@ fn incidents(office: &Office, day: i8) -> Outcome<()> {
             let refunded = ledger.refund(Refund { memo: Some("it hung".into()), ..Refund::new(hung) })?;
             expect(refunded.amount > Credits::ZERO, "what was paid comes back")?;
         }
-        25 => drop(ledger.freeze("person-013")?),
-        26 => drop(ledger.thaw("person-013")?),
+        25 => drop(ledger.freeze("person-013", None)?),
+        26 => drop(ledger.thaw("person-013", None)?),
         _ => {}
     }
     Ok(())

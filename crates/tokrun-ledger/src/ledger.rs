@@ -381,7 +381,7 @@ impl Ledger {
     /// nothing; a success takes that mark away. A ledger open for reading alone is checked and not marked, nor is one
     /// whose disk takes nothing any more.
     pub fn verify(&self) -> Result<VerifyReport> {
-        let report = verify::verify(&|| store::open_reader(&self.0.place))?;
+        let report = verify::verify(&|| store::open_reader(&self.inner.place))?;
         let mark = report.mark();
         if self.inner.writer.is_some() && report.mark_before != mark {
             let marked = self.write(move |tx| admin::set_bad(tx, mark));
