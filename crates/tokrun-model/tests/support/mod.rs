@@ -144,3 +144,13 @@ pub(crate) fn change_settings(folder: &Path, changes: &str) {
     settings.extend(changes);
     std::fs::write(&path, serde_json::to_string(&settings).expect("it is JSON")).expect("there is room");
 }
+
+/// Whether there is a CUDA device. Tests without one say that they were skipped, unless TOKRUN_REQUIRE_CUDA asks them to fail.
+pub(crate) fn has_cuda_device() -> bool {
+    let found = tokrun_kernels::cuda::probe();
+    if let Err(reason) = &found {
+        assert!(std::env::var_os("TOKRUN_REQUIRE_CUDA").is_none(), "TOKRUN_REQUIRE_CUDA is set, but {reason}");
+        eprintln!("skipped: {reason}");
+    }
+    found.is_ok()
+}
