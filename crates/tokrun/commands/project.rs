@@ -58,7 +58,8 @@ fn list(ledger: &Ledger, since: Option<jiff::Timestamp>, format: Format) -> Resu
         }
     }
     for limit in ledger.limits()? {
-        if let Some(name) = &limit.scope.project {
+        // Those that hold for a part of its requests alone are no budget of the project.
+        if let LimitScope { wallet: None, key: None, project: Some(name), model: None } = &limit.scope {
             projects.entry(name.clone()).or_default().limits.push(limit);
         }
     }
