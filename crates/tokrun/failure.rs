@@ -10,7 +10,7 @@ use tokrun_model::ModelError;
 use tokrun_model::catalogue::CatalogueError;
 use tokrun_model::pull::PullError;
 use tokrun_model::store::StoreError;
-use tokrun_runtime::RuntimeError;
+use tokrun_runtime::{RuntimeError, with_causes};
 
 use crate::args::Format;
 
@@ -69,12 +69,12 @@ impl Failure {
     }
 
     fn of(status: Status, code: &'static str, error: &dyn Error) -> Self {
-        Self::new(status, code, chain(error))
+        Self::new(status, code, with_causes(error))
     }
 
     /// Of an error whose message is "what happened; what to do".
     fn with_remedy(status: Status, code: &'static str, error: &dyn Error) -> Self {
-        let text = chain(error);
+        let text = with_causes(error);
         match text.split_once("; ") {
             Some((what, remedy)) => Self::new(status, code, what).hint(remedy),
             None => Self::new(status, code, text),
@@ -114,21 +114,6 @@ impl Failure {
         }
         object
     }
-}
-
-/// An error with its causes, once each: `cannot read x: No such file or directory`.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Library errors whose status does not depend on their variant.
@@ -269,7 +254,7 @@ impl From<&RuntimeError> for Failure {
         match error {
             RuntimeError::Ledger(error) => Self::from(error),
             RuntimeError::Engine(error) => Self::from(error),
-            RuntimeError::Unpaid(cause) => Self { message: chain(error), ..Self::from(cause) },
+            RuntimeError::Unpaid(cause) => Self { message: with_causes(error), ..Self::from(cause) },
             RuntimeError::Submit(SubmitError::QueueFull { .. } | SubmitError::Stopped) => {
                 Self::of(Status::Failed, "engine", error)
             }

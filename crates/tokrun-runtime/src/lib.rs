@@ -17,7 +17,7 @@ mod tests;
 
 pub use meter::{LedgerMeter, Meter, Reply, Unmetered};
 pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Sink, Timing, Usage};
-pub use request::{GenerateRequest, Payer, Prompt, RuntimeError};
+pub use request::{GenerateRequest, Payer, Prompt, RuntimeError, with_causes};
 pub use runtime::{Canceller, Generation, Running, Runtime, TextModel};
 
 // What a caller must name to ask for something, and to read what comes.

@@ -1,6 +1,7 @@
 //! What a caller asks for, and why it may be refused.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use tokrun_engine::{ChatMessage, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
 use tokrun_ledger::{Credits, LedgerError, Price};
@@ -83,4 +84,19 @@ pub enum RuntimeError {
     /// The runtime was shut down.
     #[error("the runtime has stopped")]
     Stopped,
+}
+
+/// An error with its causes, once each: `cannot read x: No such file or directory`.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }

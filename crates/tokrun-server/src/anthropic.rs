@@ -3,23 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokrun_ledger::FinishReason;
 use tokrun_runtime::{ChatMessage, Delta, Grammar, Outcome, Prompt, Usage};
 
 use crate::app::App;
+use crate::asked::Asked;
 use crate::auth::Caller;
-use crate::begin::{Begun, Sampling, Summary, Tokrun, Wanted, begin, find_model};
+use crate::begin::{Begun, Sampling, Summary, Tokrun, Wanted, find_model};
 use crate::body::Payload;
 use crate::content::Content;
 use crate::error::{ApiError, Dialect};
 use crate::models::Model;
 use crate::reply::ok;
-use crate::routes::RequestTag;
 use crate::sse::{self, Frames, Scribe};
 
 /// What is asked.
@@ -42,22 +42,22 @@ pub(crate) struct MessagesRequest {
     output_config: Option<OutputConfig>,
     /// The older place of `output_config.format`.
     output_format: Option<OutputFormat>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    tools: Option<Vec<IgnoredAny>>,
+    tool_choice: Option<IgnoredAny>,
     thinking: Option<Thinking>,
-    container: Option<Value>,
-    mcp_servers: Option<Vec<Value>>,
-    context_management: Option<Value>,
+    container: Option<IgnoredAny>,
+    mcp_servers: Option<Vec<IgnoredAny>>,
+    context_management: Option<IgnoredAny>,
     user_profile_id: Option<String>,
     workspace_id: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    diagnostics: Option<Value>,
+    diagnostics: Option<IgnoredAny>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     speed: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     service_tier: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    cache_control: Option<Value>,
+    cache_control: Option<IgnoredAny>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     inference_geo: Option<String>,
 }
@@ -86,7 +86,7 @@ struct Metadata {
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
     format: Option<OutputFormat>,
-    effort: Option<Value>,
+    effort: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,7 +148,7 @@ impl MessagesRequest {
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        let named = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let named = |list: &Option<Vec<IgnoredAny>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (param, is_asked) in [
             ("tools", named(&self.tools)),
             ("tool_choice", self.tool_choice.is_some() && named(&self.tools)),
@@ -185,21 +185,15 @@ pub(crate) async fn count_tokens(State(app): State<Arc<App>>, caller: Caller, pa
 }
 
 /// Answers a conversation.
-pub(crate) async fn create(
-    State(app): State<Arc<App>>,
-    Extension(tag): Extension<RequestTag>,
-    caller: Caller,
-    payload: Payload,
-) -> Response {
-    let begun = app.blocking(move |app| {
-        let request: MessagesRequest = payload.parse()?;
+pub(crate) async fn create(asked: Asked) -> Response {
+    let begun = asked.begin(|request: MessagesRequest| {
         let streams = request.stream;
         let (wanted, stop) = request.wanted()?;
-        Ok((begin(app, &caller, &tag, wanted)?, stop, streams))
+        Ok((wanted, (stop, streams)))
     });
     match begun.await {
-        Ok((begun, stop, true)) => stream(begun, stop),
-        Ok((begun, stop, false)) => {
+        Ok((begun, (stop, true))) => stream(begun, stop),
+        Ok((begun, (stop, false))) => {
             whole(begun, &stop).await.unwrap_or_else(|error| error.response(Dialect::Anthropic))
         }
         Err(error) => error.response(Dialect::Anthropic),

@@ -47,7 +47,7 @@ impl Default for ServerOptions {
             payer: None,
             exhausted_status: StatusCode::TOO_MANY_REQUESTS,
             body_bytes_max: 8 << 20,
-            bodies_bytes_max: 128 << 20,
+            bodies_bytes_max: 32 << 20,
             connections_max: 4096,
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),

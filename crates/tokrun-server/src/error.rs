@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokrun_ledger::{Ledger, LedgerError, LimitReached};
-use tokrun_runtime::{EngineError, InvalidParameter, RuntimeError, SubmitError};
+use tokrun_runtime::{EngineError, InvalidParameter, RuntimeError, SubmitError, with_causes};
 
 use crate::reply::json_response;
 
@@ -110,7 +110,7 @@ impl ApiError {
 
     /// A failure of ours. Its cause is for the log: it may name files and people.
     pub(crate) fn internal(cause: &dyn std::error::Error) -> Self {
-        tracing::error!(cause = %chain(cause), "a request failed");
+        tracing::error!(cause = %with_causes(cause), "a request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "server_error",
@@ -294,19 +294,4 @@ impl ApiError {
         }
         self
     }
-}
-
-/// An error with its causes, once each.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -10,6 +10,7 @@
 mod answers;
 mod anthropic;
 mod app;
+mod asked;
 mod auth;
 mod begin;
 mod body;

@@ -1,25 +1,20 @@
 //! `/v1/responses`: OpenAI's newer form, as far as it is about text. Nothing is kept, so no response continues another.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokrun_ledger::FinishReason;
 use tokrun_runtime::{ChatMessage, Delta, Grammar, Outcome, Prompt, Usage};
 
-use crate::app::App;
-use crate::auth::Caller;
-use crate::begin::{Begun, Sampling, Summary, Wanted, begin};
-use crate::body::Payload;
+use crate::asked::Asked;
+use crate::begin::{Begun, Sampling, Summary, Wanted};
 use crate::content::Content;
 use crate::error::ApiError;
 use crate::openai::request::tags;
 use crate::reply::ok;
-use crate::routes::RequestTag;
 use crate::sse::{self, Frames, Scribe};
 
 /// What is asked.
@@ -38,21 +33,21 @@ pub(crate) struct ResponsesRequest {
     metadata: Option<BTreeMap<String, String>>,
     store: Option<bool>,
     background: Option<bool>,
-    background_options: Option<Value>,
-    access_programs: Option<Value>,
-    image: Option<Value>,
+    background_options: Option<IgnoredAny>,
+    access_programs: Option<IgnoredAny>,
+    image: Option<IgnoredAny>,
     previous_response_id: Option<String>,
-    conversation: Option<Value>,
-    prompt: Option<Value>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
-    include: Option<Vec<Value>>,
+    conversation: Option<IgnoredAny>,
+    prompt: Option<IgnoredAny>,
+    tools: Option<Vec<IgnoredAny>>,
+    tool_choice: Option<IgnoredAny>,
+    include: Option<Vec<IgnoredAny>>,
     reasoning: Option<Reasoning>,
     truncation: Option<String>,
     top_logprobs: Option<usize>,
     max_tool_calls: Option<usize>,
-    context_management: Option<Value>,
-    moderation: Option<Value>,
+    context_management: Option<IgnoredAny>,
+    moderation: Option<IgnoredAny>,
     #[expect(dead_code, reason = "there are no tools that could be called at once")]
     parallel_tool_calls: Option<bool>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
@@ -60,13 +55,13 @@ pub(crate) struct ResponsesRequest {
     #[expect(dead_code, reason = "a hint that changes no answer")]
     prompt_cache_key: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    prompt_cache_options: Option<Value>,
+    prompt_cache_options: Option<IgnoredAny>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     prompt_cache_retention: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     safety_identifier: Option<String>,
     #[expect(dead_code, reason = "padding against those who measure packets; there is none here")]
-    stream_options: Option<Value>,
+    stream_options: Option<IgnoredAny>,
 }
 
 /// Text, or turns of a conversation.
@@ -99,8 +94,8 @@ struct TextOptions {
 
 #[derive(Debug, Deserialize)]
 struct Reasoning {
-    effort: Option<Value>,
-    summary: Option<Value>,
+    effort: Option<IgnoredAny>,
+    summary: Option<IgnoredAny>,
 }
 
 impl ResponsesRequest {
@@ -153,7 +148,7 @@ impl ResponsesRequest {
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        let named = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let named = |list: &Option<Vec<IgnoredAny>>| list.as_ref().is_some_and(|list| !list.is_empty());
         let keeps_nothing = "this server keeps no prompts and no answers";
         let does_not_know = "the models of this server do not know it";
         let reasons = |reasoning: &Reasoning| reasoning.effort.is_some() || reasoning.summary.is_some();
@@ -215,21 +210,11 @@ impl Item {
 }
 
 /// Answers.
-pub(crate) async fn create(
-    State(app): State<Arc<App>>,
-    Extension(tag): Extension<RequestTag>,
-    caller: Caller,
-    payload: Payload,
-) -> Response {
-    let begun = app.blocking(move |app| {
-        let request: ResponsesRequest = payload.parse()?;
-        let wanted = request.wanted()?;
-        let streams = request.stream == Some(true);
-        Ok((begin(app, &caller, &tag, wanted)?, request, streams))
-    });
-    match begun.await {
-        Ok((begun, request, true)) => stream(begun, &request),
-        Ok((begun, request, false)) => whole(begun, &request).await.unwrap_or_else(IntoResponse::into_response),
+pub(crate) async fn create(asked: Asked) -> Response {
+    let begun = asked.begin(|request: ResponsesRequest| Ok((request.wanted()?, request))).await;
+    match begun {
+        Ok((begun, request)) if request.stream == Some(true) => stream(begun, &request),
+        Ok((begun, request)) => whole(begun, &request).await.unwrap_or_else(IntoResponse::into_response),
         Err(error) => error.into_response(),
     }
 }

@@ -25,10 +25,10 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     let ledger = answer::ledger()?;
     let payer = payer(args, &ledger)?;
     let listener = listen(args)?;
+    let models = load_all(args, &ledger)?;
     if !ledger.health()?.service {
         ledger.set_service(true)?;
     }
-    let models = load_all(args, &ledger)?;
     log(args);
     let options = ServerOptions {
         payer,

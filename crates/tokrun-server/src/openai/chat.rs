@@ -2,23 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokrun_runtime::{ChatMessage, Delta, Grammar, Outcome, Prompt};
 
-use super::request::request;
+use super::request::{Manner, request};
 use super::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
-use crate::app::App;
-use crate::auth::Caller;
-use crate::begin::{Begun, Summary, Tokrun, Wanted, begin};
-use crate::body::Payload;
+use crate::asked::Asked;
+use crate::begin::{Begun, Summary, Tokrun, Wanted};
 use crate::content::Content;
 use crate::error::ApiError;
 use crate::reply::ok;
-use crate::routes::RequestTag;
 use crate::sse::{self, Frames, Scribe};
 
 /// Alternatives to a token, as the reference service bounds them.
@@ -42,20 +38,20 @@ request! {
         modalities: Option<Vec<String>>,
         /// Whether the service keeps the answer; this one keeps none.
         store: Option<bool>,
-        tools: Option<Vec<Value>>,
+        tools: Option<Vec<IgnoredAny>>,
         tool_choice: Option<Value>,
         parallel_tool_calls: Option<bool>,
-        functions: Option<Vec<Value>>,
+        functions: Option<Vec<IgnoredAny>>,
         function_call: Option<Value>,
-        audio: Option<Value>,
-        web_search_options: Option<Value>,
+        audio: Option<IgnoredAny>,
+        web_search_options: Option<IgnoredAny>,
         reasoning_effort: Option<Value>,
         verbosity: Option<Value>,
-        moderation: Option<Value>,
+        moderation: Option<IgnoredAny>,
         service_tier: Option<String>,
-        prediction: Option<Value>,
+        prediction: Option<IgnoredAny>,
         prompt_cache_key: Option<String>,
-        prompt_cache_options: Option<Value>,
+        prompt_cache_options: Option<IgnoredAny>,
         prompt_cache_retention: Option<String>,
         safety_identifier: Option<String>,
     }
@@ -67,14 +63,14 @@ request! {
 pub(crate) struct Message {
     role: String,
     content: Option<Content>,
-    tool_calls: Option<Vec<Value>>,
+    tool_calls: Option<Vec<IgnoredAny>>,
     // Clients send answers back as they got them.
     #[expect(dead_code, reason = "known, so that it is not refused; templates do not take it")]
     name: Option<String>,
     #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
     refusal: Option<String>,
     #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
-    annotations: Option<Vec<Value>>,
+    annotations: Option<Vec<IgnoredAny>>,
 }
 
 /// The form of an answer.
@@ -203,30 +199,12 @@ impl Message {
     }
 }
 
-/// How to answer.
-struct Manner {
-    streams: bool,
-    includes_usage: bool,
-    wants_logprobs: bool,
-}
-
 /// Answers a conversation.
-pub(crate) async fn create(
-    State(app): State<Arc<App>>,
-    Extension(tag): Extension<RequestTag>,
-    caller: Caller,
-    payload: Payload,
-) -> Response {
-    let begun = app.blocking(move |app| {
-        let request: ChatRequest = payload.parse()?;
+pub(crate) async fn create(asked: Asked) -> Response {
+    let begun = asked.begin(|request: ChatRequest| {
         let wanted = request.wanted()?;
-        let common = request.common();
-        let manner = Manner {
-            streams: common.streams(),
-            includes_usage: common.includes_usage(),
-            wants_logprobs: wanted.logprobs.is_some(),
-        };
-        Ok((begin(app, &caller, &tag, wanted)?, manner))
+        let manner = request.common().manner(&wanted);
+        Ok((wanted, manner))
     });
     match begun.await {
         Ok((begun, manner)) if manner.streams => stream(begun, &manner),

@@ -2,23 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokrun_runtime::{Delta, Outcome, Prompt, TokenId};
 
-use super::request::request;
+use super::request::{Manner, request};
 use super::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
-use crate::app::App;
-use crate::auth::Caller;
-use crate::begin::{Begun, Summary, Tokrun, Wanted, begin};
-use crate::body::Payload;
+use crate::asked::Asked;
+use crate::begin::{Begun, Summary, Tokrun, Wanted};
 use crate::error::ApiError;
 use crate::models::Model;
 use crate::reply::ok;
-use crate::routes::RequestTag;
 use crate::sse::{self, Frames, Scribe};
 
 /// What the reference service generates where a request does not say.
@@ -93,30 +88,12 @@ impl CompletionRequest {
     }
 }
 
-/// How to answer.
-struct Manner {
-    streams: bool,
-    includes_usage: bool,
-    wants_logprobs: bool,
-}
-
 /// Continues a text.
-pub(crate) async fn create(
-    State(app): State<Arc<App>>,
-    Extension(tag): Extension<RequestTag>,
-    caller: Caller,
-    payload: Payload,
-) -> Response {
-    let begun = app.blocking(move |app| {
-        let request: CompletionRequest = payload.parse()?;
+pub(crate) async fn create(asked: Asked) -> Response {
+    let begun = asked.begin(|request: CompletionRequest| {
         let wanted = request.wanted()?;
-        let common = request.common();
-        let manner = Manner {
-            streams: common.streams(),
-            includes_usage: common.includes_usage(),
-            wants_logprobs: wanted.logprobs.is_some(),
-        };
-        Ok((begin(app, &caller, &tag, wanted)?, manner))
+        let manner = request.common().manner(&wanted);
+        Ok((wanted, manner))
     });
     match begun.await {
         Ok((begun, manner)) if manner.streams => stream(begun, &manner),

@@ -107,6 +107,13 @@ pub(crate) struct StreamOptions {
     include_obfuscation: bool,
 }
 
+/// How to answer.
+pub(crate) struct Manner {
+    pub(crate) streams: bool,
+    pub(crate) includes_usage: bool,
+    pub(crate) wants_logprobs: bool,
+}
+
 /// What both kinds of requests say alike.
 pub(crate) struct Common<'a> {
     pub(crate) temperature: Option<f32>,
@@ -128,12 +135,16 @@ pub(crate) struct Common<'a> {
 }
 
 impl Common<'_> {
-    pub(crate) fn streams(&self) -> bool {
-        self.stream == Some(true)
+    pub(crate) fn manner(&self, wanted: &Wanted) -> Manner {
+        Manner {
+            streams: self.streams(),
+            includes_usage: self.stream_options.is_some_and(|options| options.include_usage),
+            wants_logprobs: wanted.logprobs.is_some(),
+        }
     }
 
-    pub(crate) fn includes_usage(&self) -> bool {
-        self.stream_options.is_some_and(|options| options.include_usage)
+    fn streams(&self) -> bool {
+        self.stream == Some(true)
     }
 
     /// What is wanted, without prompts, model and what else only one kind has.

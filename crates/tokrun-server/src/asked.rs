@@ -1,0 +1,49 @@
+//! A request for answers as it came: whose it is, what it is called, and what it says.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::Response;
+use serde::de::DeserializeOwned;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::begin::{Begun, Wanted, begin};
+use crate::body::Payload;
+use crate::error::ApiError;
+use crate::routes::RequestTag;
+
+/// Nothing of it is read before it is known whose it is.
+pub(crate) struct Asked {
+    app: Arc<App>,
+    tag: RequestTag,
+    caller: Caller,
+    payload: Payload,
+}
+
+impl FromRequest<Arc<App>> for Asked {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
+        let (mut parts, body) = request.into_parts();
+        let caller = Caller::from_request_parts(&mut parts, app).await?;
+        let tag = parts.extensions.get::<RequestTag>().cloned().expect("every request is named on its way in");
+        let payload = Payload::from_request(Request::from_parts(parts, body), app).await?;
+        Ok(Self { app: Arc::clone(app), tag, caller, payload })
+    }
+}
+
+impl Asked {
+    /// Understands it, and has what it wants admitted. `understand` gives that, and what the response must know of it.
+    pub(crate) async fn begin<R: DeserializeOwned, T: Send + 'static>(
+        self,
+        understand: impl FnOnce(R) -> Result<(Wanted, T), ApiError> + Send + 'static,
+    ) -> Result<(Begun, T), ApiError> {
+        let Self { app, tag, caller, payload } = self;
+        let begun = app.blocking(move |app| {
+            let (wanted, manner) = understand(payload.parse()?)?;
+            Ok((begin(app, &caller, &tag, wanted)?, manner))
+        });
+        begun.await
+    }
+}
