@@ -11,7 +11,7 @@ use crate::support::{Home, text, tiny_model};
 
 /// Arguments with which commands do something, in an order in which they can. `MODEL` is a tiny one, `FILE` a new file,
 /// `TABLE` one to import. A command that is missing here is run without any, and may refuse that.
-const RUNS: [&str; 49] = [
+const RUNS: [&str; 50] = [
     "wallet create ada",
     "wallet create bob",
     "wallet set ada --overdraft 5",
@@ -53,6 +53,7 @@ const RUNS: [&str; 49] = [
     "ledger anchor --check none:0:00",
     "ledger backup FILE",
     "ledger export --format json",
+    "serve --model MODEL --user nobody",
     "bench --model MODEL -p 2 -n 2 -r 1 --ledger off",
     "model list",
     "model show MODEL",

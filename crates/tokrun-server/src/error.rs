@@ -267,6 +267,7 @@ impl From<&LedgerError> for ApiError {
             }
             LedgerError::Limited { reached } => Self::limited(reached),
             LedgerError::Frozen { .. } => Self::forbidden("wallet_frozen", "Your wallet is frozen."),
+            LedgerError::WalletClosed { .. } => Self::forbidden("wallet_closed", "Your wallet is closed."),
             LedgerError::UnknownWallet { .. } => Self::forbidden("unknown_wallet", "There is no such wallet."),
             LedgerError::KeyRefused { .. } => Self::unauthorized("Incorrect API key provided."),
             LedgerError::KeyScope { .. } => Self::forbidden("key_scope", format!("{error}.")),

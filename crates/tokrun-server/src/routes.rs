@@ -61,7 +61,9 @@ async fn every(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     request.extensions_mut().insert(RequestTag(tag.clone()));
     let mut response = next.run(request).await;
     let header = HeaderValue::from_str(&tag).expect("a uuid is a header's value");
-    response.headers_mut().insert("x-request-id", header);
+    // OpenAI's clients read the first, Anthropic's the second.
+    response.headers_mut().insert("x-request-id", header.clone());
+    response.headers_mut().insert("request-id", header);
     let status = response.status().as_u16();
     app.metrics.responded(&route, status, response.extensions().get::<Refused>().map(|refused| refused.0));
     let ms = begun.elapsed().as_millis();

@@ -197,6 +197,7 @@ def message(body=None, **extra):
 
 def anthropic_messages():
     answer = message(system="Be brief.")
+    assert answer._request_id and answer.id == "msg_" + answer._request_id
     assert answer.type == "message" and answer.role == "assistant" and answer.content[0].type == "text"
     assert answer.stop_reason in ("end_turn", "max_tokens") and answer.usage.output_tokens > 0
     total = answer.usage.input_tokens + answer.usage.cache_read_input_tokens + answer.usage.output_tokens

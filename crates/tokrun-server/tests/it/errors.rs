@@ -1,7 +1,7 @@
 //! What clients are told when something is wrong, and that nothing is booked then.
 
 use serde_json::{Value, json};
-use tokrun_ledger::{LimitScope, LimitSpan, NewLimit, Quota, RecurringGrant};
+use tokrun_ledger::{Closing, LimitScope, LimitSpan, NewLimit, Quota, RecurringGrant};
 use tokrun_server::{ServerOptions, StatusCode};
 
 use crate::support::{Choices, MODEL, Reply, Service, chat};
@@ -163,10 +163,16 @@ fn limits_are_told_in_headers_and_end_in_429() {
 }
 
 #[test]
-fn a_frozen_wallet_is_forbidden() {
+fn a_frozen_or_closed_wallet_is_forbidden() {
     let service = Service::new();
-    service.ledger.freeze("ada").expect("it can be frozen");
+    service.ledger.freeze("ada", None).expect("it can be frozen");
     assert_eq!(error(&service.post("/v1/chat/completions", &chat(json!({}))), 403)["code"], "wallet_frozen");
+    service.ledger.thaw("ada", None).expect("it can be thawed");
+    service
+        .ledger
+        .close(Closing { wallet: "ada".to_owned(), to: None, idempotency_key: None })
+        .expect("it can be closed");
+    assert_eq!(error(&service.post("/v1/chat/completions", &chat(json!({}))), 403)["code"], "wallet_closed");
 }
 
 #[test]
