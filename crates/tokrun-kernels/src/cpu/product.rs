@@ -198,10 +198,10 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
 #[inline(always)]
 fn scale<S: Simd, F: Format>(simd: S, dots: [S::I32; 2], scales: [S::F32; 2], starts: [S::F32; 2]) -> S::F32 {
     if F::HALVES {
-        let second = simd.fma(simd.from_bits(dots[1]), scales[1], starts[1]);
-        simd.fma(simd.sub(simd.from_bits(dots[0]), simd.splat(WHOLE)), scales[0], second)
+        let second = simd.fma(simd.bits_as_f32(dots[1]), scales[1], starts[1]);
+        simd.fma(simd.sub(simd.bits_as_f32(dots[0]), simd.splat(WHOLE)), scales[0], second)
     } else {
-        simd.fma(simd.from_bits(dots[0]), scales[0], starts[0])
+        simd.fma(simd.bits_as_f32(dots[0]), scales[0], starts[0])
     }
 }
 

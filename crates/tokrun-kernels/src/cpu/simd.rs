@@ -78,7 +78,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sum over lanes, wrapping.
     fn sum_i32(self, a: Self::I32) -> i32;
     /// The floats that have these bits.
-    fn from_bits(self, a: Self::I32) -> Self::F32;
+    fn bits_as_f32(self, a: Self::I32) -> Self::F32;
     /// To the nearest, ties to even; for values within the range of i32.
     fn to_i32(self, a: Self::F32) -> Self::I32;
     /// Keeps the low byte of each lane.

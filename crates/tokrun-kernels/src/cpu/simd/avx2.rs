@@ -91,7 +91,7 @@ impl Simd for Avx2 {
         fn round(a: Self::F32) -> Self::F32 = _mm256_round_ps::<NEAREST>;
         fn scale_by_power(a: Self::F32, n: Self::F32) -> Self::F32 = times_power;
         fn swap_pairs(a: Self::F32) -> Self::F32 = _mm256_permute_ps::<0b10_11_00_01>;
-        fn from_bits(a: Self::I32) -> Self::F32 = _mm256_castsi256_ps;
+        fn bits_as_f32(a: Self::I32) -> Self::F32 = _mm256_castsi256_ps;
         fn to_i32(a: Self::F32) -> Self::I32 = _mm256_cvtps_epi32;
         fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes = _mm256_and_si256;
         fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes = _mm256_or_si256;

@@ -90,7 +90,7 @@ impl Simd for Avx512 {
         fn scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
         fn swap_pairs(a: __m512) -> __m512 = _mm512_permute_ps::<0b10_11_00_01>(a);
         fn splat_i32(x: i32) -> __m512i = _mm512_set1_epi32(x);
-        fn from_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+        fn bits_as_f32(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
         fn to_i32(a: __m512) -> __m512i = _mm512_cvtps_epi32(a);
         fn store_i8(a: __m512i, to: &mut [i8; LANES]) = _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(a));
         fn load_u8(from: &[u8; LANES]) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())));

@@ -120,7 +120,7 @@ impl Simd for Neon {
         fn round(a: Self::F32) -> Self::F32 = vrndnq_f32;
         fn scale_by_power(a: Self::F32, n: Self::F32) -> Self::F32 = times_power;
         fn swap_pairs(a: Self::F32) -> Self::F32 = vrev64q_f32;
-        fn from_bits(a: Self::I32) -> Self::F32 = vreinterpretq_f32_s32;
+        fn bits_as_f32(a: Self::I32) -> Self::F32 = vreinterpretq_f32_s32;
         fn to_i32(a: Self::F32) -> Self::I32 = vcvtnq_s32_f32;
         fn and(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes = vandq_u8;
         fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes = vorrq_u8;

@@ -205,7 +205,7 @@ impl Simd for Scalar {
     }
 
     #[inline(never)]
-    fn from_bits(self, a: Self::I32) -> Self::F32 {
+    fn bits_as_f32(self, a: Self::I32) -> Self::F32 {
         map(a, |a| f32::from_bits(a.cast_unsigned()))
     }
 

@@ -58,7 +58,7 @@ impl Kernel for Everything {
         simd.store_bf16(va, &mut half);
         keep(simd.load_bf16(&half));
         let whole = simd.to_i32(va);
-        keep(simd.from_bits(simd.shift_left_i32::<5>(whole)));
+        keep(simd.bits_as_f32(simd.shift_left_i32::<5>(whole)));
         let mut low = [0; LANES];
         simd.store_i8(whole, &mut low);
         keep(simd.load_i8(&low));
@@ -88,9 +88,9 @@ fn byte_operations<S: Simd>(simd: S, seed: u32) -> Vec<u32> {
     keep(simd.splat_lane(&[1, -2, 3, -128]));
     keep(simd.look_up(&std::array::from_fn(|i| (i * i) as u8), simd.and(a, simd.splat_byte(15))));
     let mut lanes = [0.0; LANES];
-    simd.store(simd.from_bits(simd.dot4(simd.splat_i32(-9), a, b)), &mut lanes);
+    simd.store(simd.bits_as_f32(simd.dot4(simd.splat_i32(-9), a, b)), &mut lanes);
     out.extend(lanes.map(f32::to_bits));
-    simd.store(simd.from_bits(simd.dot4(simd.splat_i32(0), simd.splat_byte(255), simd.splat_byte(0x80))), &mut lanes);
+    simd.store(simd.bits_as_f32(simd.dot4(simd.splat_i32(0), simd.splat_byte(255), simd.splat_byte(0x80))), &mut lanes);
     out.extend(lanes.map(f32::to_bits));
     out
 }
