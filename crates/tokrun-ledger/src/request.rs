@@ -132,14 +132,13 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     }
     give_hold_back(tx, &ending.id, &mut request, &mut funds)?;
     request.debits().for_each(|part| funds.settle(part));
-    let balance = Credits::from_micro(funds.own().balance(tx.now_us));
     let wallets: Vec<i64> = funds.levels.iter().map(|&(wallet, _)| wallet).collect();
     tx.save_funds(funds)?;
 
     let debited = request.debited();
     let settled = Settled {
         debited: Credits::from_micro(debited),
-        balance,
+        balance: Credits::ZERO,
         prompt_tokens: if request.running { request.prompt_tokens } else { 0 },
         cached_tokens: request.cached_tokens,
         output_tokens: request.output_tokens,
@@ -154,7 +153,8 @@ pub(crate) fn settle(tx: &mut Tx<'_>, ending: &Ending) -> Result<Settled> {
     }
     request.delete(tx.conn)?;
     wallets.into_iter().try_for_each(|wallet| closing::settle_up(tx, wallet))?;
-    Ok(settled)
+    // Of a wallet that is closed, what came back has gone on by now.
+    Ok(Settled { balance: balance(tx, request.wallet)?, ..settled })
 }
 
 /// Refuses what is no request. Returns its tags as JSON.
@@ -317,10 +317,15 @@ fn recorded(tx: &mut Tx<'_>, id: &str) -> Result<Settled> {
         })
         .optional()?;
     let (wallet, settled) = found.ok_or_else(|| LedgerError::UnknownRequest { id: id.to_owned() })?;
+    Ok(Settled { balance: balance(tx, wallet)?, ..settled })
+}
+
+/// What a wallet has now.
+fn balance(tx: &mut Tx<'_>, wallet: i64) -> Result<Credits> {
     let purse = tx.take_purse(wallet)?;
     let balance = Credits::from_micro(purse.balance(tx.now_us));
     tx.save_purse(wallet, purse)?;
-    Ok(Settled { balance, ..settled })
+    Ok(balance)
 }
 
 /// Whether a request of this id is open or was settled.

@@ -81,7 +81,7 @@ impl<V: Float> Weights for Floats<V> {
                 let mut weights = [simd.splat(0.0); P];
                 for p in 0..P {
                     let values = &tiles[p][block][column];
-                    if size_of_val(values) >= LINE_BYTES || column % 2 == 0 {
+                    if at.is_first() && (size_of_val(values) >= LINE_BYTES || column % 2 == 0) {
                         prefetch_after(simd, std::ptr::from_ref(values).cast());
                     }
                     weights[p] = V::load(simd, values);

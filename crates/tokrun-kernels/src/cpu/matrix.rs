@@ -227,7 +227,7 @@ impl Matrix {
             return Err(shape(format!("{rows} rows have a bias of another length")));
         }
         let blocks = columns.div_ceil(BLOCK);
-        let bf16_pairs = matches!(weight_type, WeightType::F16 | WeightType::BF16) && level.has_bf16_dot();
+        let bf16_pairs = matches!(weight_type, WeightType::F16 | WeightType::BF16) && level.prefers_bf16_dot();
         let (tile_bytes, forms) = with_format!(weight_type, F => (
             blocks / F::BLOCKS * unit_bytes::<F>(),
             Quantised::<F>::FORMS,

@@ -246,6 +246,17 @@ impl Level {
         }
     }
 
+    /// Whether that is quicker than multiplying them one by one, as f32.
+    pub(crate) fn prefers_bf16_dot(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512fp16") {
+            // Sapphire Rapids and what came after it take two cycles for a product of pairs, in which they multiply twice as
+            // many f32. They can be told by this.
+            return false;
+        }
+        self.has_bf16_dot()
+    }
+
     /// Runs `kernel`, which may use [`Simd::dot_bf16`].
     ///
     /// # Panics

@@ -26,7 +26,7 @@ fn product(pool: &mut Pool, level: Level, packed: &Packed, x: &[f32], store: Sto
 /// 32, all else to f32; or to bf16, with 16-bit weights where the processor multiplies such.
 fn expected(weights: &Weights, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
     let values = weights.values();
-    let pairs = Level::best().has_bf16_dot() && matches!(weights.weight_type, WeightType::F16 | WeightType::BF16);
+    let pairs = Level::best().prefers_bf16_dot() && matches!(weights.weight_type, WeightType::F16 | WeightType::BF16);
     let rounded = if pairs { 1.0 / 127.0 } else { 4e-6 };
     let floats = [WeightType::F32, WeightType::F16, WeightType::BF16, WeightType::FP8];
     let float = floats.contains(&weights.weight_type);
@@ -78,7 +78,7 @@ fn a_row_does_not_depend_on_those_beside_it() {
         let x = noise(ROWS.iter().max().expect("some") * 512, 5);
         let mut expected: Option<Vec<u32>> = None;
         for level in Level::available() {
-            if level.has_bf16_dot() && matches!(weight_type, WeightType::F16 | WeightType::BF16) {
+            if level.prefers_bf16_dot() && matches!(weight_type, WeightType::F16 | WeightType::BF16) {
                 // Other numbers than those of other levels, but the same for any number of rows.
                 expected = None;
             }
