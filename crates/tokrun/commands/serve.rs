@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokrun_ledger::{Ledger, Price};
+use tokrun_ledger::Ledger;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::LedgerMeter;
 use tokrun_server::{ServedModel, Server, ServerOptions, StatusCode};
@@ -114,7 +114,7 @@ fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found) -> Result<ServedMod
         places: running_max.saturating_add(args.max_waiting),
         sampling: found.sampling_params(),
         loaded: Timestamp::now(),
-        price: Box::new(move || found.price().unwrap_or(Price::default())),
+        price: Box::new(move || found.price().unwrap_or_default()),
     })
 }
 

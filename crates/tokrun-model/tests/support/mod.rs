@@ -146,6 +146,7 @@ pub(crate) fn change_settings(folder: &Path, changes: &str) {
 }
 
 /// Whether there is a CUDA device. Tests without one say that they were skipped, unless TOKRUN_REQUIRE_CUDA asks them to fail.
+#[allow(clippy::print_stderr, reason = "nobody may take a skipped test for one that passed")]
 pub(crate) fn has_cuda_device() -> bool {
     let found = tokrun_kernels::cuda::probe();
     if let Err(reason) = &found {
