@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use tokrun_ledger::{Action, KeyView, ModelScope, Role};
 use tokrun_runtime::Payer;
@@ -65,7 +65,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
-        let caller = authenticate(app, secret(&parts.headers)).await;
+        let caller = authenticate(app, secret(&parts.headers), parts.headers.contains_key(header::ORIGIN)).await;
         let mut caller = caller.map_err(|error| error.response(Dialect::of(parts.uri.path())))?;
         let project = parts.headers.get("openai-project").and_then(|value| value.to_str().ok());
         // The ledger refuses one that the key is not for.
@@ -87,11 +87,15 @@ fn secret(headers: &HeaderMap) -> Option<String> {
 /// How the secret of a key begins, a mistyped one's too.
 const KEY_PREFIX: &str = "tkr-";
 
-/// Finds out whose request it is. Where none needs a key, clients that insist on one may send anything that is none.
-async fn authenticate(app: &Arc<App>, secret: Option<String>) -> Result<Caller, ApiError> {
-    match (&app.options.payer, secret) {
+/// Finds out whose request it is. Where none needs a key, clients that insist on one may send anything that is none; a page
+/// in a browser needs one all the same: any page that somebody opens could ask, and would spend what is theirs.
+async fn authenticate(app: &Arc<App>, secret: Option<String>, is_page: bool) -> Result<Caller, ApiError> {
+    match (&app.options.payer, secret.filter(|secret| app.options.payer.is_none() || secret.starts_with(KEY_PREFIX))) {
+        (Some(_), None) if is_page => {
+            let message = "Pages in a browser need an access key; create one with `tokrun key create`.";
+            Err(ApiError::forbidden("key_needed", message))
+        }
         (Some(payer), None) => Ok(Caller::owner(payer)),
-        (Some(payer), Some(secret)) if !secret.starts_with(KEY_PREFIX) => Ok(Caller::owner(payer)),
         (None, None) => Err(ApiError::unauthorized("You did not provide an API key.")),
         (_, Some(secret)) => {
             let key = app.blocking(move |app| app.ledger.authenticate(&secret).map_err(|error| ApiError::from(&error)));

@@ -46,6 +46,17 @@ fn untouched(service: &Service) {
 }
 
 #[test]
+fn a_page_in_a_browser_spends_nothing_without_a_key() {
+    let service = Service::with(impatient());
+    for key in [None, Some(("authorization", "Bearer anything"))] {
+        let headers: Vec<(&str, &str)> = [("origin", "https://elsewhere.example")].into_iter().chain(key).collect();
+        let reply = service.post_with("/v1/chat/completions", &chat(json!({})), &headers);
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (403, &json!("key_needed")));
+    }
+    assert_eq!(service.post_with("/v1/chat/completions", &chat(json!({})), &[]).status, 200);
+}
+
+#[test]
 fn slow_heads_and_bodies_are_cut_off() {
     let service = Service::with(impatient());
     for bytes in [&b""[..], b"P", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-slow:", b"PRI * HTTP/2.0\r\n"] {
