@@ -144,8 +144,12 @@ impl Counter {
         }
     }
 
-    /// The highest threshold that is newly reached in this window, and those below it that are.
+    /// The highest threshold that is newly reached in this window, and those below it that are. What is of each request, or
+    /// of those that run, has no window: nobody is warned of it.
     fn crossings(&mut self) -> Vec<Crossing> {
+        if self.span.is_per_request() {
+            return Vec::new();
+        }
         let is_reached =
             |percent: u8| i128::from(self.used) * 100 >= i128::from(self.amount) * i128::from(percent) && self.used > 0;
         let mut reached: Vec<u8> =

@@ -154,7 +154,8 @@ impl Limits {
 
     /// At the end of a commit: each threshold once a minute.
     pub(crate) fn warn(&mut self) {
-        for limit in self.limits.iter_mut().flatten() {
+        let limits = self.limits.iter_mut().zip(TERMS).filter(|(_, terms)| terms.2 == LimitSpan::Minute);
+        for limit in limits.filter_map(|(limit, _)| limit.as_mut()) {
             for percent in [50, 80, 100] {
                 if percent > limit.warned && limit.used > 0 && limit.used * 100 >= limit.amount * percent {
                     limit.warned = percent;
