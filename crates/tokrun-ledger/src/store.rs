@@ -25,6 +25,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/8.sql"),
 ];
 
+/// What a write-ahead log begins with; frames follow.
+const WAL_HEADER_BYTES: u64 = 32;
+
 /// Older write-ahead logs can lose commits when two connections meet.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
@@ -167,11 +170,15 @@ fn check_identity(place: &Place, conn: &Connection) -> Result<()> {
     }
 }
 
-/// A last page that was cut is not noticed until it is read.
+/// A last page that was cut is not noticed until it is read. Where there is a log, the power may have failed while pages
+/// were copied out of it: it has the page still, and SQLite reads it there.
 fn require_whole_pages(place: &Place, conn: &Connection) -> Result<()> {
     let page_bytes: u64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let file = fs::metadata(&place.file).map_err(|source| LedgerError::io("read", &place.file, source))?;
-    match file.len().is_multiple_of(page_bytes) {
+    let mut log = place.file.clone().into_os_string();
+    log.push("-wal");
+    let has_log = fs::metadata(log).is_ok_and(|log| log.len() > WAL_HEADER_BYTES);
+    match has_log || file.len().is_multiple_of(page_bytes) {
         true => Ok(()),
         false => Err(LedgerError::Corrupt { reason: "its last page is cut off".into() }),
     }
