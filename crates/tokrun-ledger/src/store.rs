@@ -175,10 +175,8 @@ fn check_identity(place: &Place, conn: &Connection) -> Result<()> {
 fn require_whole_pages(place: &Place, conn: &Connection) -> Result<()> {
     let page_bytes: u64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let file = fs::metadata(&place.file).map_err(|source| LedgerError::io("read", &place.file, source))?;
-    let mut log = place.file.clone().into_os_string();
-    log.push("-wal");
-    let has_log = fs::metadata(log).is_ok_and(|log| log.len() > WAL_HEADER_BYTES);
-    match has_log || file.len().is_multiple_of(page_bytes) {
+    let has_frames = fs::metadata(place.beside("-wal")).is_ok_and(|log| log.len() > WAL_HEADER_BYTES);
+    match has_frames || file.len().is_multiple_of(page_bytes) {
         true => Ok(()),
         false => Err(LedgerError::Corrupt { reason: "its last page is cut off".into() }),
     }
