@@ -176,18 +176,15 @@ fn dot_products<S: Simd, F: Format, const T: usize, const P: usize>(
         }
     }
     each_group!(I => {
-        // Groups `g` and `g + 4` often share a plane: 0 4 1 5 2 6 3 7, unless halves have their own sums.
-        let group = if F::HALVES { I } else { I / 2 + I % 2 * 4 };
-        let half = if F::HALVES { group / 4 } else { 0 };
+        // Groups `g` and `g + 4` often share a plane: 0 4 1 5 2 6 3 7.
+        const GROUP: usize = I / 2 + I % 2 * 4;
+        let half = if F::HALVES { GROUP / 4 } else { 0 };
         let mut weights = [simd.splat_byte(0); P];
         for p in 0..P {
-            weights[p] = tiles[p].codes[unit].get(simd, block, group);
+            weights[p] = tiles[p].codes[unit].get(simd, block, GROUP);
         }
-        for t in 0..T {
-            let four = simd.splat_lane(&x.codes[column][t][group]);
-            for p in 0..P {
-                dots[half][p][t] = simd.dot4(dots[half][p][t], weights[p], four);
-            }
+        for p in 0..P {
+            simd.dot4_rows::<T, GROUP>(&mut dots[half][p], weights[p], &x.codes[column]);
         }
     });
     dots
@@ -289,8 +286,9 @@ impl<W: Weights> Kernel for ProductWith<'_, W> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // Eight rows with two sums an output fill the registers with one tile.
-        if S::PAIRS && W::SUMS == 1 {
+        // Eight rows fill the registers with one tile.
+        let eight = S::GROUP_ROWS >= 8 && self.0.input.groups().next().is_some_and(|at| at.size == 8);
+        if S::PAIRS && W::SUMS == 1 && !eight {
             self.0.in_steps::<S, W, 2>(simd);
         } else {
             self.0.in_steps::<S, W, 1>(simd);
@@ -308,7 +306,7 @@ impl Product<'_> {
                     break;
                 }
                 match at.size {
-                    8 if S::GROUP_ROWS >= 8 => self.step::<S, W, 8, P>(simd, tile, at),
+                    8 if S::GROUP_ROWS >= 8 && P == 1 => self.step::<S, W, 8, P>(simd, tile, at),
                     4 if S::GROUP_ROWS >= 4 => self.step::<S, W, 4, P>(simd, tile, at),
                     _ => self.step::<S, W, 1, P>(simd, tile, at),
                 }

@@ -18,6 +18,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
+use crate::codes::GROUPS;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -103,6 +105,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn look_up(self, table: &[u8; 16], codes: Self::Bytes) -> Self::Bytes;
     /// Each lane of `sum`, plus the products of its four unsigned bytes of `a` with its four signed bytes of `b`. Exact.
     fn dot4(self, sum: Self::I32, a: Self::Bytes, b: Self::Bytes) -> Self::I32;
+    /// Each row's sums, plus the products of `weights` with group `group` of the row's codes, as [`dot4`](Self::dot4).
+    #[inline(always)]
+    fn dot4_rows<const T: usize, const GROUP: usize>(
+        self,
+        sums: &mut [Self::I32; T],
+        weights: Self::Bytes,
+        codes: &[[[i8; 4]; GROUPS]; T],
+    ) {
+        for (sum, codes) in sums.iter_mut().zip(codes) {
+            *sum = self.dot4(*sum, weights, self.splat_lane(&codes[GROUP]));
+        }
+    }
 
     /// Each lane of `sum`, plus its two products of bf16 pairs, `a[1] * b[1]` first. Subnormal numbers may count as zero.
     ///

@@ -3,10 +3,12 @@
 #![expect(unsafe_code, reason = "intrinsics; that the processor has them is proven by the value of type Avx512")]
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "all unsafe operations here are intrinsics of one level")]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::{Kernel, LANES, Simd};
+use crate::codes::GROUPS;
 
 /// AVX-512 F, BW, VL, DQ and VNNI. Only [`detect`](Self::detect) makes one, outside [`run`].
 #[derive(Clone, Copy)]
@@ -108,6 +110,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn dot4_rows<const T: usize, const GROUP: usize>(
+        self,
+        sums: &mut [__m512i; T],
+        weights: __m512i,
+        codes: &[[[i8; 4]; GROUPS]; T],
+    ) {
+        if let (([sums], []), ([codes], [])) = (sums.as_chunks_mut(), codes.as_chunks()) {
+            // SAFETY: as above.
+            return unsafe { dot4_of_eight::<GROUP>(sums, weights, codes) };
+        }
+        if let (([sums], []), ([codes], [])) = (sums.as_chunks_mut(), codes.as_chunks()) {
+            // SAFETY: as above.
+            return unsafe { dot4_of_four::<GROUP>(sums, weights, codes) };
+        }
+        for (sum, codes) in sums.iter_mut().zip(codes) {
+            *sum = self.dot4(*sum, weights, self.splat_lane(&codes[GROUP]));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn dot_bf16(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
         // SAFETY: the caller has the instruction; all three types are 64 plain bytes.
         unsafe { _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
@@ -180,3 +202,34 @@ unsafe fn round_to_bf16(x: __m512) -> __m256i {
         _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
     }
 }
+
+/// Defines a function for [`Simd::dot4_rows`] of so many rows. Compilers put all products of a row one after another, and
+/// wait for each sum; here they come row by row.
+macro_rules! dot4_rows {
+    ($name:ident, $rows:literal: $($sum:ident $row:literal)*) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn $name<const GROUP: usize>(
+            sums: &mut [__m512i; $rows],
+            weights: __m512i,
+            codes: &[[[i8; 4]; GROUPS]; $rows],
+        ) {
+            let [$(mut $sum),*] = *sums;
+            // SAFETY: rows of codes have eight groups of four bytes each.
+            unsafe {
+                asm!(
+                    $(concat!("vpdpbusd {", stringify!($sum), "}, {w}, dword ptr [{x} + {at} + 32*", $row, "]{{1to16}}"),)*
+                    x = in(reg) codes,
+                    at = const { 4 * GROUP },
+                    w = in(zmm_reg) weights,
+                    $($sum = inout(zmm_reg) $sum,)*
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            *sums = [$($sum),*];
+        }
+    };
+}
+
+dot4_rows!(dot4_of_four, 4: a 0 b 1 c 2 d 3);
+dot4_rows!(dot4_of_eight, 8: a 0 b 1 c 2 d 3 e 4 f 5 g 6 h 7);
