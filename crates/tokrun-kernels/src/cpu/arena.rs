@@ -5,13 +5,11 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::memory::{Buffer, Pages};
+use super::memory::{Buffer, LINE_BYTES, Pages};
 use crate::KernelError;
 
 /// Memory is reserved in pieces of this size; what is not used is never taken from the system.
 const PIECE_BYTES: usize = 1 << 30;
-/// Regions begin where a line of the cache does.
-const LINE_BYTES: usize = 64;
 
 /// Hands out regions, one after the other.
 #[derive(Default)]

@@ -8,10 +8,13 @@
 mod k_quants;
 mod legacy;
 mod planes;
+mod spread;
 mod tables;
 
 pub(super) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(super) use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(super) use planes::Whole;
+pub(super) use spread::{FromVectors, Spread, SpreadTile, spread_bytes};
 pub(super) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
 
 use super::memory::Plain;
@@ -39,6 +42,14 @@ pub(super) trait Format: Send + Sync + 'static {
     const MINS: bool = Self::Scales::MINS;
     /// Codes are so many powers of two larger than weights; none: they are what the scale multiplies.
     const ZERO_BITS: Option<u32>;
+    /// Whether a tile comes from memory, and is worth asking for ahead of use.
+    const COLD: bool = true;
+}
+
+/// A form that a storage type of model files is packed in.
+pub(super) trait FileFormat: Format {
+    /// What is multiplied with many rows.
+    type Spread: Format<Codes = Whole, Scales: FromVectors>;
 
     /// Puts one block of the file, of row `row` of the tile, where it belongs.
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut Self::Scales);

@@ -6,9 +6,9 @@ use half::{bf16, f16};
 
 use super::activations::Encoded;
 use super::floats::{Bf16Pairs, Brain, Floats, Half, Single};
-use super::formats::{BLOCK, Format, row_values, with_format};
+use super::formats::{BLOCK, FileFormat, Format, SpreadTile, row_values, spread_bytes, with_format};
 use super::matrix::{Matrix, Packed};
-use super::memory::{Disjoint, Plain};
+use super::memory::{Disjoint, LINE_BYTES, Plain};
 use super::pool::Pool;
 use super::product::{Place, Product, Quantised, Target, UnitTile, cast};
 use super::simd::{Kernel, LANES, Level, Simd};
@@ -17,6 +17,10 @@ use crate::Store;
 #[cfg(test)]
 mod tests;
 
+/// Rows from which on a tile is spread once for all of them, instead of being unpacked for each group.
+const SPREAD_ROWS_MIN: usize = 32;
+/// Spread tiles up to this size stay in the second cache; larger ones are not spread.
+const SPREAD_BYTES_MAX: usize = 512 << 10;
 /// Multiplications below which waking the other threads takes longer than the work.
 const ALONE_PRODUCTS_MAX: usize = 64 << 10;
 
@@ -63,12 +67,33 @@ pub(super) fn multiply(
     target: Target<'_>,
 ) {
     let product = Product { tiles, tile_bytes: matrix.tile_bytes, blocks: matrix.blocks, input, rows, target };
-    with_format!(matrix.weight_type, F => level.run(product.with::<Quantised<F>>()), float => match matrix.weight_type {
+    with_format!(matrix.weight_type, F => {
+        if product.rows.len() < SPREAD_ROWS_MIN || spread_bytes::<F>(matrix.blocks) > SPREAD_BYTES_MAX {
+            level.run(product.with::<Quantised<F>>());
+        } else {
+            multiply_spread::<F>(level, &product);
+        }
+    }, float => match matrix.weight_type {
         WeightType::F32 | WeightType::FP8 => level.run(product.with::<Floats<Single>>()),
         _ if matrix.bf16_pairs => level.run_with_bf16_dot(product.with::<Bf16Pairs>()),
         WeightType::F16 => level.run(product.with::<Floats<Half>>()),
         _ => level.run(product.with::<Floats<Brain>>()),
     });
+}
+
+/// The product, one spread tile after another.
+fn multiply_spread<F: FileFormat>(level: Level, product: &Product<'_>) {
+    let Product { tiles, tile_bytes, blocks, input, ref rows, target } = *product;
+    let bytes = spread_bytes::<F>(blocks);
+    let mut room = vec![0; bytes + LINE_BYTES];
+    let aligned = room.as_ptr().align_offset(LINE_BYTES);
+    let room = &mut room[aligned..][..bytes];
+    for (index, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
+        level.run(SpreadTile { tile: UnitTile::<F>::new(tile, blocks / F::BLOCKS), to: room });
+        let target = target.after(index);
+        let product = Product { tiles: room, tile_bytes: bytes, blocks, input, rows: rows.clone(), target };
+        level.run(product.with::<Quantised<F::Spread>>());
+    }
 }
 
 /// `out[i] = scale * row tokens[i]` of the first matrix.

@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use super::activations::Forms;
 use super::arena::{Arena, Region};
 use super::floats::{Bf16Pairs, Floats, RoundToBf16, Single};
-use super::formats::{BLOCK, Format, unit_bytes, with_format};
-use super::memory::Plain;
+use super::formats::{BLOCK, FileFormat, Format, unit_bytes, with_format};
+use super::memory::{LINE_BYTES, Plain};
 use super::pool::Pool;
 use super::product::{Quantised, Weights, cast_mut};
 use super::simd::{LANES, Level};
@@ -22,8 +22,6 @@ const CHUNK_BYTES_MIN: usize = 8 << 10;
 const CHUNKS_PER_THREAD: usize = 8;
 /// Rows are read in pieces of about this size.
 const READ_BYTES: usize = 256 << 10;
-/// Tiles begin where a line of the cache does.
-const LINE_BYTES: usize = 64;
 
 /// How a matrix is packed.
 #[derive(Debug)]
@@ -284,7 +282,7 @@ fn tiles_of(rows: usize) -> usize {
     rows.div_ceil(2 * LANES) * 2
 }
 
-fn pack_units<F: Format>(matrix: &Matrix, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+fn pack_units<F: FileFormat>(matrix: &Matrix, rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
     let units = matrix.blocks / F::BLOCKS;
     let (codes, scales) = tile.split_at_mut(units * size_of::<F::Codes>());
     let (codes, scales) = (cast_mut::<F::Codes>(codes, units), cast_mut::<F::Scales>(scales, units));

@@ -6,6 +6,9 @@ use std::ptr::NonNull;
 
 use crate::KernelError;
 
+/// Bytes of a line of the caches.
+pub(super) const LINE_BYTES: usize = 64;
+
 /// Alignment of every buffer: the size of a huge page on x86-64 and on most of aarch64.
 const ALIGN_BYTES: usize = 2 << 20;
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::activations::{Encoded, Forms, GroupAt, Int8Blocks};
 use super::formats::{Codes, Format, Scales};
-use super::memory::{Disjoint, Plain};
+use super::memory::{Disjoint, LINE_BYTES, Plain};
 use super::norm::{load_part, store_part};
 use super::simd::{Kernel, LANES, Simd};
 
@@ -18,7 +18,6 @@ use super::simd::{Kernel, LANES, Simd};
 /// lines from memory at once than the first one can, and from there into the first.
 const FAR_BYTES: usize = 24576;
 const NEAR_BYTES: usize = 1536;
-const LINE_BYTES: usize = 64;
 /// A whole number below 2^22, added to the bits of this float, makes it larger by that number: so an integer product that
 /// starts here needs no conversion.
 const WHOLE: f32 = 12_582_912.0;
@@ -84,7 +83,7 @@ impl<'a, F: Format> UnitTile<'a, F> {
 
     /// Asks for the weights after unit `unit`, block `block`.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, unit: usize, block: usize) {
+    pub(super) fn prefetch<S: Simd>(&self, simd: S, unit: usize, block: usize) {
         let code_bytes = size_of::<F::Codes>() / F::BLOCKS;
         let codes = std::ptr::from_ref(&self.codes[unit]).cast::<u8>().wrapping_add(block * code_bytes);
         let scale_bytes = size_of::<F::Scales>().div_ceil(F::BLOCKS);
@@ -127,7 +126,7 @@ impl<F: Format> Weights for Quantised<F> {
                 let column = unit * F::BLOCKS + block;
                 let dots = dot_products::<S, F, T, P>(simd, &tiles, (unit, block), &x, column);
                 for p in 0..P {
-                    if at.is_first() {
+                    if F::COLD && at.is_first() {
                         tiles[p].prefetch(simd, unit, block);
                     }
                     let scales = tiles[p].scales[unit].scales(simd, block);
@@ -259,7 +258,20 @@ pub(super) struct Target<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Consecutive tiles, an even number of them, times rows.
+impl Target<'_> {
+    /// The same for a product that begins `tiles` tiles later.
+    pub(super) fn after(mut self, tiles: usize) -> Self {
+        let skipped = self.outputs.min(tiles * LANES);
+        self.outputs -= skipped;
+        self.bias = self.bias.map(|bias| &bias[bias.len().min(skipped)..]);
+        for place in self.from.iter_mut().chain([&mut self.to]) {
+            place.column += skipped;
+        }
+        self
+    }
+}
+
+/// Consecutive tiles, an even number of them unless there are many rows, times rows.
 pub(super) struct Product<'a> {
     pub(super) tiles: &'a [u8],
     pub(super) tile_bytes: usize,

@@ -5,7 +5,7 @@
 
 use super::legacy::FiveBits;
 use super::planes::{Bits, Nibbles, Pairs};
-use super::{Codes, Format, Halfs, Scales, plain};
+use super::{Codes, FileFormat, Format, Halfs, Scales, Spread, plain};
 use crate::codes::{bits, join, nibbles_of_block, pairs_of_block};
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{k_scales, q3_k_scales};
@@ -169,6 +169,10 @@ impl Format for Q2K {
     type Codes = [Pairs; BLOCKS];
     type Scales = NibbleScales;
     const ZERO_BITS: Option<u32> = None;
+}
+
+impl FileFormat for Q2K {
+    type Spread = Spread<4, true, true, 0>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut NibbleScales) {
@@ -187,6 +191,10 @@ impl Format for Q3K {
     type Codes = [ThreeBits; BLOCKS];
     type Scales = HalfScales;
     const ZERO_BITS: Option<u32> = Some(2);
+}
+
+impl FileFormat for Q3K {
+    type Spread = Spread<2, true, false, 2>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {
@@ -203,6 +211,10 @@ impl Format for Q4K {
     type Codes = [Nibbles; BLOCKS];
     type Scales = BlockScales;
     const ZERO_BITS: Option<u32> = None;
+}
+
+impl FileFormat for Q4K {
+    type Spread = Spread<2, false, true, 0>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
@@ -217,6 +229,10 @@ impl Format for Q5K {
     type Codes = [FiveBits; BLOCKS];
     type Scales = BlockScales;
     const ZERO_BITS: Option<u32> = None;
+}
+
+impl FileFormat for Q5K {
+    type Spread = Spread<2, false, true, 0>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut BlockScales) {
@@ -232,6 +248,10 @@ impl Format for Q6K {
     type Codes = [SixBits; BLOCKS];
     type Scales = HalfScales;
     const ZERO_BITS: Option<u32> = Some(5);
+}
+
+impl FileFormat for Q6K {
+    type Spread = Spread<2, true, false, 5>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut HalfScales) {

@@ -1,7 +1,7 @@
 //! Blocks of 32 columns with half-precision scales: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. As large as in the file.
 
 use super::planes::{Bits, Nibbles, Whole};
-use super::{Codes, Format, GROUPS, Halfs, Scales, plain};
+use super::{Codes, FileFormat, Format, GROUPS, Halfs, Scales, Spread, plain};
 use crate::codes::{fifth_bits, join, nibbles, word};
 use crate::cpu::simd::Simd;
 
@@ -76,6 +76,10 @@ impl Format for Q4_0 {
     type Codes = Nibbles;
     type Scales = Halfs;
     const ZERO_BITS: Option<u32> = Some(3);
+}
+
+impl FileFormat for Q4_0 {
+    type Spread = Spread<1, false, false, 3>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut Halfs) {
@@ -88,6 +92,10 @@ impl Format for Q4_1 {
     type Codes = Nibbles;
     type Scales = ScaleAndMin;
     const ZERO_BITS: Option<u32> = None;
+}
+
+impl FileFormat for Q4_1 {
+    type Spread = Spread<2, false, true, 0>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Nibbles, scales: &mut ScaleAndMin) {
@@ -100,6 +108,10 @@ impl Format for Q5_0 {
     type Codes = FiveBits;
     type Scales = Halfs;
     const ZERO_BITS: Option<u32> = Some(4);
+}
+
+impl FileFormat for Q5_0 {
+    type Spread = Spread<1, false, false, 4>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut Halfs) {
@@ -112,6 +124,10 @@ impl Format for Q5_1 {
     type Codes = FiveBits;
     type Scales = ScaleAndMin;
     const ZERO_BITS: Option<u32> = None;
+}
+
+impl FileFormat for Q5_1 {
+    type Spread = Spread<2, false, true, 0>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut FiveBits, scales: &mut ScaleAndMin) {
@@ -124,6 +140,10 @@ impl Format for Q8_0 {
     type Codes = Whole;
     type Scales = Halfs;
     const ZERO_BITS: Option<u32> = Some(7);
+}
+
+impl FileFormat for Q8_0 {
+    type Spread = Spread<1, false, false, 7>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Whole, scales: &mut Halfs) {

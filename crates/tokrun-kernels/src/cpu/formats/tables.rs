@@ -1,7 +1,7 @@
 //! Codes that name values of a table: IQ4_NL, IQ4_XS, MXFP4.
 
 use super::planes::Nibbles;
-use super::{Codes, Format, Halfs, Scales, plain};
+use super::{Codes, FileFormat, Format, Halfs, Scales, Spread, plain};
 use crate::codes::nibbles;
 use crate::cpu::simd::{LANES, Simd};
 use crate::dequantise::{IQ4_VALUES, MXFP4_DOUBLED, iq4_xs_scales};
@@ -88,6 +88,10 @@ impl Format for Iq4Nl {
     type Codes = Iq4Codes;
     type Scales = Halfs;
     const ZERO_BITS: Option<u32> = Some(7);
+}
+
+impl FileFormat for Iq4Nl {
+    type Spread = Spread<1, false, false, 7>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Iq4Codes, scales: &mut Halfs) {
@@ -100,6 +104,10 @@ impl Format for Iq4Xs {
     type Codes = [Iq4Codes; 8];
     type Scales = SignedScales;
     const ZERO_BITS: Option<u32> = Some(7);
+}
+
+impl FileFormat for Iq4Xs {
+    type Spread = Spread<1, false, false, 7>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Self::Codes, scales: &mut SignedScales) {
@@ -117,6 +125,10 @@ impl Format for Mxfp4 {
     type Codes = Mxfp4Codes;
     type Scales = Exponents;
     const ZERO_BITS: Option<u32> = Some(4);
+}
+
+impl FileFormat for Mxfp4 {
+    type Spread = Spread<1, false, false, 4>;
 
     #[inline(always)]
     fn pack(file: &[u8], row: usize, codes: &mut Mxfp4Codes, scales: &mut Exponents) {
