@@ -1,6 +1,7 @@
 //! What a durable debit costs on this disk and this machine, and what bare SQLite takes to change the same rows as durably.
 //!
-//! `cargo bench -p tokrun-ledger`, in `$TOKRUN_BENCH_DIRECTORY` or else in the current one.
+//! `cargo bench -p tokrun-ledger`, in `$TOKRUN_BENCH_DIRECTORY` or else in the current one; `-- 16` for that many requests
+//! alone.
 
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
 
@@ -24,28 +25,32 @@ fn main() -> Result<(), Box<dyn Error>> {
     let directory = std::env::var_os("TOKRUN_BENCH_DIRECTORY").map_or_else(|| PathBuf::from("."), PathBuf::from);
     println!(
         "| requests | wallets | commits/s | debits/s | commit p50 / p99 ms | writer CPU us/commit | bare debits/s | of bare \
-         | bare, unpaced | fsync p50 us |"
+         | bare CPU us/commit | bare, unpaced | fsync p50 us |"
     );
-    println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let wanted: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
     for (requests, wallets) in [(1, 1), (16, 1), (16, 16), (64, 1), (64, 64), (256, 1), (256, 256)] {
+        if !wanted.is_empty() && !wanted.contains(&requests) {
+            continue;
+        }
         let home = tempfile::tempdir_in(&directory)?;
         let ledger = Ledger::open(&home.path().join("ledger.db"))?;
         start(&ledger, requests, wallets)?;
         let fsync_us = fsync_probe_us(home.path())?;
         let run = measure(&ledger, requests)?;
         let ms = |quantile| run.latency.quantile_us(quantile).unwrap_or(0) as f64 / 1000.0;
-        let cpu = run.writer_cpu.map_or("?".to_owned(), |cpu| format!("{:.0}", cpu.as_secs_f64() * 1e6 / run.commits));
         let (paced, unpaced) = (bare(home.path(), Some(INTERVAL))?, bare(home.path(), None)?);
-        let debits = run.commits * requests as f64 / run.elapsed.as_secs_f64();
-        let paced = paced * requests as f64;
-        let share = debits / paced;
-        let unpaced = unpaced * requests as f64;
+        let [debits, paced_debits, unpaced_debits] =
+            [&run, &paced, &unpaced].map(|run| run.commits / run.elapsed.as_secs_f64() * requests as f64);
         println!(
-            "| {requests} | {wallets} | {:.0} | {debits:.0} | {:.1} / {:.1} | {cpu} | {paced:.0} | {share:.2} | {unpaced:.0} \
-             | {fsync_us} |",
+            "| {requests} | {wallets} | {:.0} | {debits:.0} | {:.1} / {:.1} | {} | {paced_debits:.0} | {:.2} | {} \
+             | {unpaced_debits:.0} | {fsync_us} |",
             run.commits / run.elapsed.as_secs_f64(),
             ms(0.5),
             ms(0.99),
+            run.cpu_us(),
+            debits / paced_debits,
+            paced.cpu_us(),
         );
         for request in 0..requests {
             ledger.settle(Settlement::new(request.to_string(), FinishReason::Stop))?;
@@ -59,8 +64,15 @@ struct Run {
     commits: f64,
     elapsed: Duration,
     latency: LatencyHistogram,
-    /// Where the system tells.
-    writer_cpu: Option<Duration>,
+    /// Of the thread that commits, where the system tells.
+    cpu: Option<Duration>,
+}
+
+impl Run {
+    /// Processor time a commit.
+    fn cpu_us(&self) -> String {
+        self.cpu.map_or("?".to_owned(), |cpu| format!("{:.0}", cpu.as_secs_f64() * 1e6 / self.commits))
+    }
 }
 
 /// Admits the requests and debits their prompts.
@@ -100,8 +112,8 @@ fn measure(ledger: &Ledger, requests: usize) -> Result<Run, Box<dyn Error>> {
         commits += 1.0;
     }
     let elapsed = start.elapsed();
-    let writer_cpu = cpu_before.and_then(|before| Some(writer_cpu()?.saturating_sub(before)));
-    Ok(Run { commits, elapsed, latency, writer_cpu })
+    let cpu = cpu_before.and_then(|before| Some(writer_cpu()?.saturating_sub(before)));
+    Ok(Run { commits, elapsed, latency, cpu })
 }
 
 fn commit(ledger: &Ledger, requests: usize, prompt: Option<PromptDebit>) -> Result<(), Box<dyn Error>> {
@@ -118,7 +130,7 @@ fn commit(ledger: &Ledger, requests: usize, prompt: Option<PromptDebit>) -> Resu
 
 /// Commits a second of SQLite alone, one transaction after another, that change what a debit of every open request does:
 /// its progress, what it has of its grant, and that grant. Whoever verifies the file afterwards finds nothing wrong.
-fn bare(directory: &Path, interval: Option<Duration>) -> Result<f64, Box<dyn Error>> {
+fn bare(directory: &Path, interval: Option<Duration>) -> Result<Run, Box<dyn Error>> {
     let mut conn = rusqlite::Connection::open(directory.join("ledger.db"))?;
     conn.execute_batch("PRAGMA synchronous = FULL; PRAGMA busy_timeout = 1000;")?;
     let in_flight: Vec<(i64, i64)> = conn
@@ -127,12 +139,15 @@ fn bare(directory: &Path, interval: Option<Duration>) -> Result<f64, Box<dyn Err
         .collect::<rusqlite::Result<_>>()?;
     let mut of_grant: BTreeMap<i64, i64> = BTreeMap::new();
     in_flight.iter().for_each(|(_, grant)| *of_grant.entry(*grant).or_default() += 1);
+    let own_task = Path::new("/proc/thread-self");
+    let (cpu_before, mut latency) = (cpu_of(own_task), LatencyHistogram::new());
     let (start, mut due, mut commits) = (Instant::now(), Instant::now(), 0.0);
     while start.elapsed() < MEASURED {
         if let Some(interval) = interval {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             due = (due + interval).max(Instant::now());
         }
+        let step = Instant::now();
         let transaction = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         for &(request, grant) in &in_flight {
             transaction
@@ -150,9 +165,11 @@ fn bare(directory: &Path, interval: Option<Duration>) -> Result<f64, Box<dyn Err
                 .execute([grant, requests])?;
         }
         transaction.commit()?;
+        latency.record(u64::try_from(step.elapsed().as_micros())?);
         commits += 1.0;
     }
-    Ok(commits / start.elapsed().as_secs_f64())
+    let cpu = cpu_before.and_then(|before| Some(cpu_of(own_task)?.saturating_sub(before)));
+    Ok(Run { commits, elapsed: start.elapsed(), latency, cpu })
 }
 
 /// The processor time of the writer thread, on Linux.
@@ -161,6 +178,10 @@ fn writer_cpu() -> Option<Duration> {
         |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ledger-writer");
     let task =
         std::fs::read_dir("/proc/self/task").ok()?.flatten().map(|task| task.path()).find(|task| is_writer(task))?;
+    cpu_of(&task)
+}
+
+fn cpu_of(task: &Path) -> Option<Duration> {
     let schedstat = std::fs::read_to_string(task.join("schedstat")).ok()?;
     schedstat.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
 use crate::funds::Funds;
 use crate::limits::{self, Counter, Guards, Load};
@@ -35,6 +35,8 @@ pub(crate) struct OpenRequest {
     /// The numbers of the limits that hold for it.
     pub(crate) limits: Vec<i64>,
     lots: Vec<Lot>,
+    /// Its progress has changed since it was read.
+    dirty: bool,
 }
 
 /// What a request has of one grant.
@@ -95,8 +97,9 @@ impl OpenRequest {
             started_us: tx.now_us,
             limits: limits::of_request(tx, seq)?,
             lots: parts.iter().map(held).collect(),
+            dirty: false,
         };
-        request.save_lots(tx.conn)?;
+        Saver::new(tx.conn)?.save(&mut request)?;
         Ok(request)
     }
 
@@ -126,6 +129,7 @@ impl OpenRequest {
                 model: row.get_ref(10)?.as_str()?.into(),
                 limits: Vec::new(),
                 lots: Vec::new(),
+                dirty: false,
             })
         });
         let Some(mut request) = found.optional()? else { return Ok(None) };
@@ -171,20 +175,6 @@ impl OpenRequest {
             && is(debited, sum(|lot| lot.debited))
     }
 
-    /// Writes the progress and what it cost.
-    pub(crate) fn save(&mut self, conn: &Connection) -> Result<()> {
-        let sql = "UPDATE progress SET running = ?2, cached_tokens = ?3, output_tokens = ?4, reasoning_tokens = ?5 \
-             WHERE request = ?1";
-        conn.prepare_cached(sql)?.execute((
-            self.seq,
-            self.running,
-            self.cached_tokens.cast_signed(),
-            self.output_tokens.cast_signed(),
-            self.reasoning_tokens.cast_signed(),
-        ))?;
-        self.save_lots(conn)
-    }
-
     /// Removes every trace, once it is settled.
     pub(crate) fn delete(&self, conn: &Connection) -> Result<()> {
         for sql in [
@@ -218,7 +208,7 @@ impl OpenRequest {
         let held = self.held();
         let cost = self.price.of_prompt(self.prompt_tokens, cached_tokens).filter(|cost| cost.micro() <= held);
         let cost = cost.ok_or_else(|| LedgerError::Bad { reason: "a request costs more than it holds".into() })?;
-        self.running = true;
+        (self.running, self.dirty) = (true, true);
         self.cached_tokens = cached_tokens;
         self.draw_hold(cost.micro());
         Ok(())
@@ -243,6 +233,7 @@ impl OpenRequest {
             let (drawn, limited) =
                 self.draw_tokens(funds, guards, (asked, price.micro()), std::mem::take(&mut counted), now_us);
             granted += drawn;
+            self.dirty |= drawn > 0;
             self.output_tokens += u64::from(drawn);
             self.reasoning_tokens += if is_reasoning { u64::from(drawn) } else { 0 };
             if drawn < asked {
@@ -351,14 +342,43 @@ impl OpenRequest {
             None => self.lots.push(Lot { grant, held: 0, debited: amount, stored: false, dirty: true }),
         }
     }
+}
 
-    fn save_lots(&mut self, conn: &Connection) -> Result<()> {
-        for lot in self.lots.iter_mut().filter(|lot| lot.dirty) {
-            let sql = match lot.stored {
-                true => "UPDATE in_flight SET held = ?3, debited = ?4 WHERE request = ?1 AND allowance = ?2",
-                false => "INSERT INTO in_flight (request, allowance, held, debited) VALUES (?1, ?2, ?3, ?4)",
-            };
-            conn.prepare_cached(sql)?.execute((self.seq, lot.grant, lot.held, lot.debited))?;
+/// Writes what changed of requests: how far they are, and what that cost. A step changes every request that runs, so the
+/// statements are looked up once for all of them.
+pub(crate) struct Saver<'c> {
+    progress: CachedStatement<'c>,
+    new_lot: CachedStatement<'c>,
+    lot: CachedStatement<'c>,
+}
+
+impl<'c> Saver<'c> {
+    pub(crate) fn new(conn: &'c Connection) -> Result<Saver<'c>> {
+        Ok(Saver {
+            progress: conn.prepare_cached(
+                "UPDATE progress SET running = ?2, cached_tokens = ?3, output_tokens = ?4, reasoning_tokens = ?5 \
+                 WHERE request = ?1",
+            )?,
+            new_lot: conn
+                .prepare_cached("INSERT INTO in_flight (request, allowance, held, debited) VALUES (?1, ?2, ?3, ?4)")?,
+            lot: conn
+                .prepare_cached("UPDATE in_flight SET held = ?3, debited = ?4 WHERE request = ?1 AND allowance = ?2")?,
+        })
+    }
+
+    pub(crate) fn save(&mut self, request: &mut OpenRequest) -> Result<()> {
+        if std::mem::take(&mut request.dirty) {
+            self.progress.execute((
+                request.seq,
+                request.running,
+                request.cached_tokens.cast_signed(),
+                request.output_tokens.cast_signed(),
+                request.reasoning_tokens.cast_signed(),
+            ))?;
+        }
+        for lot in request.lots.iter_mut().filter(|lot| lot.dirty) {
+            let statement = if lot.stored { &mut self.lot } else { &mut self.new_lot };
+            statement.execute((request.seq, lot.grant, lot.held, lot.debited))?;
             (lot.stored, lot.dirty) = (true, false);
         }
         Ok(())

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 use crate::chain::{self, Draft};
 use crate::funds::Funds;
 use crate::limits::{self, Load};
-use crate::open_request::OpenRequest;
+use crate::open_request::{OpenRequest, Saver};
 use crate::writer::Tx;
 use crate::{
     Admission, Admitted, Credits, Debit, Debited, FinishReason, LatencyHistogram, LedgerError, LimitReached, Price,
@@ -109,6 +109,13 @@ pub(crate) fn debit(tx: &mut Tx<'_>, debits: &[Debit]) -> Result<Vec<Debited>> {
     for debit in debits {
         debited.push(debit_one(tx, debit, &mut wallets)?);
     }
+    let mut saver = Saver::new(tx.conn)?;
+    for debit in debits {
+        if let Some(request) = tx.cache.requests.get_mut(&debit.request_id) {
+            saver.save(request)?;
+        }
+    }
+    drop(saver);
     // Written once per wallet, however many of its requests are in this step.
     for wallet in wallets {
         if let Some(purse) = tx.cache.purses.get_mut(&wallet) {
@@ -209,7 +216,6 @@ fn debit_one(tx: &mut Tx<'_>, debit: &Debit, wallets: &mut Vec<i64>) -> Result<D
         give_hold_back(tx, &debit.request_id, &mut request, &mut funds)?;
     }
     tx.keep_guards(guards);
-    request.save(tx.conn)?;
     for &(wallet, _) in &funds.levels {
         if !wallets.contains(&wallet) {
             wallets.push(wallet);
