@@ -34,6 +34,9 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// How long to wait for programs that do not queue on our lock, such as the `sqlite3` shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Statements that a connection keeps prepared: more than there are, since preparing one takes longer than running it.
+const STATEMENTS_KEPT: usize = 128;
+
 /// The version a file has once it is migrated.
 pub(crate) const fn schema_version() -> i64 {
     MIGRATIONS.len() as i64
@@ -193,7 +196,7 @@ fn configure(conn: &Connection) -> rusqlite::Result<()> {
     conn.pragma_update(None, "recursive_triggers", true)?;
     conn.pragma_update(None, "trusted_schema", false)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
-    conn.set_prepared_statement_cache_capacity(128);
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     Ok(())
 }
 
@@ -231,6 +234,7 @@ fn connect_reader(place: &Place, immutable: bool) -> Result<Connection> {
     }
     conn.pragma_update(None, "trusted_schema", false)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     Ok(conn)
 }
 

@@ -1,6 +1,7 @@
 //! The file below the books: pages, indexes, references, the schema.
 
 use std::hash::BuildHasher;
+use std::sync::OnceLock;
 
 use rusqlite::{Connection, Row};
 
@@ -152,13 +153,24 @@ fn complaints(conn: &Connection, sql: &str, mut tell: impl FnMut(String)) -> Res
 
 /// The tables and triggers are those that this version creates: none dropped, none changed.
 pub(super) fn check_schema(conn: &Connection, report: &mut VerifyReport) -> Result<()> {
-    if schema(conn)? != schema(&store::pristine()?)? {
+    static OURS: OnceLock<Schema> = OnceLock::new();
+    let ours = match OURS.get() {
+        Some(ours) => ours,
+        None => {
+            let ours = schema(&store::pristine()?)?;
+            OURS.get_or_init(|| ours)
+        }
+    };
+    if schema(conn)? != *ours {
         report.add(None, "a table, index or trigger was changed, added or dropped");
     }
     Ok(())
 }
 
-fn schema(conn: &Connection) -> Result<Vec<(String, String, Option<String>)>> {
+/// Type, name and SQL of whatever is in it.
+type Schema = Vec<(String, String, Option<String>)>;
+
+fn schema(conn: &Connection) -> Result<Schema> {
     let sql = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' ORDER BY type, name";
     let mut statement = conn.prepare(sql)?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
