@@ -225,22 +225,22 @@ impl OpenRequest {
     ) -> (u32, Option<LimitReached>) {
         let reasoning = debit.reasoning_tokens;
         let kinds = [(true, reasoning), (false, debit.output_tokens - reasoning)];
-        // With the first kind, be it of no tokens, limits let go of what they have counted of the hold.
         let mut counted = Load { tokens: i64::from(debit.prompt.is_some()), micro: self.held(), requests: 0 };
-        let mut granted = 0;
-        for (is_reasoning, asked) in kinds.into_iter().skip(usize::from(reasoning == 0)) {
+        let (mut granted, mut limited) = (0, None);
+        for (is_reasoning, asked) in kinds.into_iter().filter(|&(_, asked)| asked > 0) {
             let price = if is_reasoning { self.price.reasoning } else { self.price.output };
-            let (drawn, limited) =
-                self.draw_tokens(funds, guards, (asked, price.micro()), std::mem::take(&mut counted), now_us);
+            let drawn;
+            (drawn, limited) = self.draw_tokens(funds, guards, (asked, price.micro()), &mut counted, now_us);
             granted += drawn;
             self.dirty |= drawn > 0;
             self.output_tokens += u64::from(drawn);
             self.reasoning_tokens += if is_reasoning { u64::from(drawn) } else { 0 };
             if drawn < asked {
-                return (granted, limited);
+                break;
             }
         }
-        (granted, None)
+        guards.charge(Load::default(), counted, self.started_us);
+        (granted, limited)
     }
 
     /// As many of the tokens `asked` for, of one price, as can be paid and fit.
@@ -249,7 +249,7 @@ impl OpenRequest {
         funds: &mut Funds,
         guards: &mut Guards,
         (asked, price): (u32, i64),
-        counted: Load,
+        counted: &mut Load,
         now_us: i64,
     ) -> (u32, Option<LimitReached>) {
         let held = self.held();
@@ -272,19 +272,19 @@ impl OpenRequest {
         self.lots.iter().map(|lot| lot.held).sum()
     }
 
-    /// As many of `paid` output tokens as the limits let through, and counts them. `held` is what of the hold is left for
-    /// them; the limits have counted it.
-    fn fit(&self, guards: &mut Guards, (paid, price): (u32, i64), held: Load) -> (u32, Option<LimitReached>) {
+    /// As many of `paid` output tokens as the limits let through, and counts them, but for what of them they have `counted`
+    /// with the hold, maybe in an earlier window.
+    fn fit(&self, guards: &mut Guards, (paid, price): (u32, i64), counted: &mut Load) -> (u32, Option<LimitReached>) {
         if guards.0.is_empty() {
             return (paid, None);
         }
         let tokens = self.prompt_tokens.saturating_add(self.output_tokens);
         let so_far = Load { tokens: tokens.cast_signed(), micro: self.debited(), requests: 0 };
-        let (fit, limit) = guards.affords(Load { tokens: 1, micro: price, requests: 0 }, held, so_far);
+        let (fit, limit) = guards.affords(Load { tokens: 1, micro: price, requests: 0 }, *counted, so_far);
         let granted = u32::try_from(fit).unwrap_or(u32::MAX).min(paid);
         let limited = limit.filter(|_| granted < paid).map(Counter::reached);
         let cost = Load { tokens: i64::from(granted), micro: i64::from(granted) * price, requests: 0 };
-        guards.charge(cost, held, self.started_us);
+        guards.charge(cost, counted.take(cost), self.started_us);
         (granted, limited)
     }
 

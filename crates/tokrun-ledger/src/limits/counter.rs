@@ -22,6 +22,20 @@ impl Load {
             Measure::Requests => self.requests,
         }
     }
+
+    /// Takes as much of it as there is, up to `most`, by each measure.
+    pub(crate) fn take(&mut self, most: Load) -> Load {
+        let part = |own: &mut i64, most: i64| {
+            let part = most.min(*own);
+            *own -= part;
+            part
+        };
+        Load {
+            tokens: part(&mut self.tokens, most.tokens),
+            micro: part(&mut self.micro, most.micro),
+            requests: part(&mut self.requests, most.requests),
+        }
+    }
 }
 
 /// One limit, as far as counting is concerned.

@@ -1,4 +1,4 @@
-//! Limits of the model of `model.rs`, written down a second time: token by token.
+//! Limits of the rules in `model.rs`, written down a second time: token by token.
 
 use tokrun_ledger::{Credits, Ledger, LimitScope, LimitSpan, NewLimit, Quota};
 

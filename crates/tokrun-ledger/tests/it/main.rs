@@ -8,6 +8,7 @@ mod common;
 mod damage;
 mod forecast;
 mod grants;
+mod histories;
 mod keys;
 mod limited;
 mod limits;
