@@ -22,12 +22,15 @@ use crate::panics::catching;
 use crate::sampler::Constraint;
 use crate::tokenizer::{TextStart, Tokenizer};
 
+mod after;
 mod source;
 #[cfg(test)]
 mod tests;
 
+pub use after::{AfterReasoning, ReasoningTags};
 pub use source::Grammar;
 use source::in_short;
+pub(crate) use source::with_bounded_whitespace;
 
 /// The stack on which grammars are compiled: the library recurses into them.
 const COMPILER_STACK_BYTES: usize = 64 << 20;

@@ -14,17 +14,19 @@ mod scheduler;
 mod stop;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, InvalidParameter, SubmitError};
-pub use grammar::{Grammar, GrammarCompiler};
+pub use grammar::{AfterReasoning, Grammar, GrammarCompiler, ReasoningTags};
 pub use request::{
     Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepMetrics, StepReport, Submission, TenantId,
 };
 pub use sampler::{Constraint, SamplingParams, TokenLogprob};
 pub use stop::{StopMatcher, StopStep};
-pub use template::{ChatMessage, ChatTemplate, RenderOptions};
+pub use template::{ChatMessage, ChatTemplate, Conversation, RenderOptions};
 pub use tokenizer::{DetokenizeStream, Tokenizer};
+pub use tools::{Tool, ToolCall, ToolChoice, ToolPiece, ToolReader, ToolStyle};
 
 // The seam's own types that this crate's interface speaks of.
 pub use tokrun_model::{Executor, ExecutorInfo, TokenId};

@@ -14,7 +14,8 @@ pub struct StopMatcher {
     patterns: Vec<Pattern>,
     /// Seen, but not yet safe to show: a prefix of some stop string.
     held: String,
-    stopped: bool,
+    /// The one that is complete.
+    stopped_by: Option<String>,
 }
 
 /// What one piece of text led to.
@@ -36,21 +37,21 @@ impl StopMatcher {
             let range = "at least one character";
             return Err(InvalidParameter { name: "stop", value: "empty".to_owned(), range }.into());
         }
-        Ok(Self { patterns: stops.into_iter().map(Pattern::new).collect(), held: String::new(), stopped: false })
+        Ok(Self { patterns: stops.into_iter().map(Pattern::new).collect(), held: String::new(), stopped_by: None })
     }
 
     /// Takes the next piece of text. After a stop it takes nothing more.
     pub fn push(&mut self, piece: &str) -> StopStep {
-        if self.stopped {
+        if self.stopped_by.is_some() {
             return StopStep { text: String::new(), stopped: true };
         }
         let seen_before = self.held.len();
         self.held.push_str(piece);
         for (index, byte) in piece.bytes().enumerate() {
             if let Some(stop_bytes) = self.longest_match_at(byte) {
-                self.stopped = true;
                 let mut text = std::mem::take(&mut self.held);
-                text.truncate(seen_before + index + 1 - stop_bytes);
+                text.truncate(seen_before + index + 1);
+                self.stopped_by = Some(text.split_off(text.len() - stop_bytes));
                 return StopStep { text, stopped: true };
             }
         }
@@ -58,6 +59,11 @@ impl StopMatcher {
         let held_bytes = self.patterns.iter().map(|pattern| pattern.matched).max().unwrap_or(0);
         let held = self.held.split_off(self.held.len() - held_bytes);
         StopStep { text: std::mem::replace(&mut self.held, held), stopped: false }
+    }
+
+    /// The stop string that is complete, if one is.
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.as_deref()
     }
 
     /// The text has ended: what was held back, empty after a stop.

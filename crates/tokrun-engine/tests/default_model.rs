@@ -47,9 +47,9 @@ fn the_default_model_speaks_as_its_makers_meant_it() {
         assert_eq!(&tokenizer.decode(ids).expect("they are tokens"), decoded, "{text:?}");
     }
     let template = ChatTemplate::compile(file.assets()).expect("its template compiles");
-    let question = ChatMessage { role: "user".to_owned(), content: "Why is the sky blue?".to_owned() };
+    let question = ChatMessage::new("user", "Why is the sky blue?");
     let options = RenderOptions { add_generation_prompt: true, now: jiff::civil::date(2024, 7, 5).at(9, 3, 7, 0) };
-    assert_eq!(template.render(&[question], &options).expect("it renders"), reference.rendered);
+    assert_eq!(template.render(&vec![question].into(), &options).expect("it renders"), reference.rendered);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokrun_engine::{Finish, RequestId, SampledToken, SequenceStep, TokenId, TokenLogprob, Tokenizer};
 use tokrun_ledger::{Debit, Debited, FinishReason, LedgerError, LimitReached, PromptDebit, Settled, Settlement};
 
-use crate::transcript::{Rules, Transcript};
+use crate::transcript::{Rules, Step, Transcript};
 use crate::{Allowance, Delta, Event, Outcome, RuntimeError, Sink, Timing, Usage};
 
 /// Whether the engine must be told to stop computing for this request.
@@ -54,6 +54,7 @@ pub(crate) struct Active {
     paid_end_tokens: usize,
     logprobs: Vec<TokenLogprob>,
     shown: String,
+    shown_reasoning: String,
     usage: Usage,
     energy_uj: Option<u64>,
     timing: Timing,
@@ -67,6 +68,8 @@ pub(crate) struct Active {
 struct Pending {
     token: SampledToken,
     text: String,
+    reasoning: String,
+    is_reasoning: bool,
     is_end: bool,
     computed: Instant,
 }
@@ -106,6 +109,7 @@ impl Active {
             paid_end_tokens: 0,
             logprobs: Vec::new(),
             shown: String::new(),
+            shown_reasoning: String::new(),
             usage: Usage::default(),
             energy_uj: None,
             timing: Timing { admit_us: micros(begin.begun, begin.admitted), ..Timing::default() },
@@ -154,13 +158,15 @@ impl Active {
 
     fn take_token(&mut self, token: SampledToken, is_end: bool, computed: Instant) -> Engine {
         if is_end {
-            self.pending.push_back(Pending { token, text: String::new(), is_end, computed });
+            let is_reasoning = self.transcript.is_thinking();
+            let (text, reasoning) = (String::new(), String::new());
+            self.pending.push_back(Pending { token, text, reasoning, is_reasoning, is_end, computed });
             return Engine::Continues;
         }
-        match self.transcript.push(token.id) {
-            Ok(step) => {
-                self.pending.push_back(Pending { token, text: step.text, is_end, computed });
-                if step.stopped {
+        match self.transcript.push(token.id, &self.rules) {
+            Ok(Step { text, reasoning, is_reasoning, stopped }) => {
+                self.pending.push_back(Pending { token, text, reasoning, is_reasoning, is_end, computed });
+                if stopped {
                     self.ending = Some(FinishReason::Stop);
                     return Engine::MustStop;
                 }
@@ -212,8 +218,8 @@ impl Active {
             request_id: self.request_id.clone(),
             prompt,
             output_tokens: u32::try_from(self.debiting).expect("the window bounds what is pending"),
-            // The engine does not tell reasoning from answers.
-            reasoning_tokens: 0,
+            // Thoughts come before the answer, so they are the first of them.
+            reasoning_tokens: self.pending.iter().filter(|pending| pending.is_reasoning).count() as u32,
         })
     }
 
@@ -253,10 +259,12 @@ impl Active {
             return true;
         }
         self.measure(tokens, now);
-        let mut text = String::new();
+        let (mut text, mut reasoning) = (String::new(), String::new());
         let mut logprobs = Vec::new();
         for pending in self.pending.drain(..tokens) {
             text.push_str(&pending.text);
+            reasoning.push_str(&pending.reasoning);
+            self.usage.reasoning_tokens += u64::from(pending.is_reasoning);
             self.paid.push(pending.token.id);
             self.paid_end_tokens += usize::from(pending.is_end);
             self.computed = Some((self.computed.map_or(pending.computed, |(first, _)| first), pending.computed));
@@ -267,7 +275,8 @@ impl Active {
         }
         self.usage.completion_tokens += tokens as u64;
         self.shown.push_str(&text);
-        (self.sink)(Event::Delta(Delta { text, tokens: tokens as u32, logprobs }))
+        self.shown_reasoning.push_str(&reasoning);
+        (self.sink)(Event::Delta(Delta { text, reasoning, tokens: tokens as u32, logprobs }))
     }
 
     fn measure(&mut self, tokens: usize, now: Instant) {
@@ -302,7 +311,7 @@ impl Active {
             decode_us: self.timing.decode_us,
             total_us: self.timing.total_us,
             itl: self.timing.itl_us.iter().copied().collect(),
-            reasoning_tokens: 0,
+            reasoning_tokens: self.usage.reasoning_tokens,
             energy_uj: self.energy_uj,
         })
     }
@@ -325,10 +334,14 @@ impl Active {
         if let Err(error) = self.show_the_rest() {
             self.error.get_or_insert(error);
         }
+        let finish_reason = self.ending.expect("only an ended request is settled");
+        let stopped_by = self.transcript.stopped_by().filter(|_| finish_reason == FinishReason::Stop);
         let outcome = Outcome {
             request_id: self.request_id,
+            stopped_by: stopped_by.map(str::to_owned),
             text: self.shown,
-            finish_reason: self.ending.expect("only an ended request is settled"),
+            reasoning: self.shown_reasoning,
+            finish_reason,
             error: self.error,
             prompt_token_ids: self.prompt,
             token_ids: self.paid,
@@ -347,12 +360,13 @@ impl Active {
     /// It is decoded afresh from the paid tokens, since the running transcript may have seen tokens that nobody paid.
     fn show_the_rest(&mut self) -> Result<(), RuntimeError> {
         let tokens = &self.paid[..self.paid.len() - self.paid_end_tokens];
-        let whole = Transcript::whole(&self.tokenizer, &self.rules, tokens)?;
-        if let Some(rest) = whole.strip_prefix(self.shown.as_str())
-            && !rest.is_empty()
-        {
-            (self.sink)(Event::Delta(Delta { text: rest.to_owned(), tokens: 0, logprobs: Vec::new() }));
-            self.shown.push_str(rest);
+        let (reasoning, text) = Transcript::whole(&self.tokenizer, &self.rules, tokens)?;
+        let reasoning = reasoning.strip_prefix(self.shown_reasoning.as_str()).unwrap_or_default().to_owned();
+        let text = text.strip_prefix(self.shown.as_str()).unwrap_or_default().to_owned();
+        if !text.is_empty() || !reasoning.is_empty() {
+            self.shown_reasoning.push_str(&reasoning);
+            self.shown.push_str(&text);
+            (self.sink)(Event::Delta(Delta { text, reasoning, tokens: 0, logprobs: Vec::new() }));
         }
         Ok(())
     }

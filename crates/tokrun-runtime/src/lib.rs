@@ -22,6 +22,6 @@ pub use runtime::{Canceller, Generation, Running, Runtime, TextModel};
 
 // What a caller must name to ask for something, and to read what comes.
 pub use tokrun_engine::{
-    ChatMessage, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter, SamplingParams, StepMetrics,
-    SubmitError, TokenId, TokenLogprob, Tokenizer,
+    ChatMessage, Conversation, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter, SamplingParams,
+    StepMetrics, SubmitError, TokenId, TokenLogprob, Tokenizer, Tool, ToolCall, ToolChoice, ToolPiece, ToolReader, ToolStyle,
 };

@@ -19,6 +19,8 @@ pub enum Event {
 pub struct Delta {
     /// What to append to the answer.
     pub text: String,
+    /// What to append to the thoughts before it, where those are told apart.
+    pub reasoning: String,
     /// How many tokens were paid with it.
     pub tokens: u32,
     /// Those tokens with their log-probabilities, if asked for.
@@ -36,6 +38,10 @@ pub struct Outcome {
     pub request_id: String,
     /// The whole answer.
     pub text: String,
+    /// The thoughts before it, where those are told apart.
+    pub reasoning: String,
+    /// The stop string that ended it, if one did.
+    pub stopped_by: Option<String>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Set when it ended by a failure.
@@ -68,6 +74,8 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// Output tokens paid.
     pub completion_tokens: u64,
+    /// Those of them that were thoughts, with the tags around them.
+    pub reasoning_tokens: u64,
     /// Tokens the engine computed past the end: discarded, not charged.
     pub discarded_tokens: u64,
     /// Guesses of speculation that came to nothing: never part of the answer, not charged.

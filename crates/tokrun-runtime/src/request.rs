@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use tokrun_engine::{ChatMessage, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
+use tokrun_engine::{Conversation, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
 use tokrun_ledger::{Credits, LedgerError, Price};
 
 /// One request for text.
@@ -23,6 +23,9 @@ pub struct GenerateRequest {
     pub grammar: Option<Grammar>,
     /// Go on past the model's end tokens; not with a grammar.
     pub ignore_eos: bool,
+    /// Tell the model's thoughts apart from its answer, where it has any: stop strings and the grammar are for the answer
+    /// then. Else they are part of its text.
+    pub splits_reasoning: bool,
     /// Report the log-probability of each token, and of this many alternatives.
     pub logprobs: Option<usize>,
     /// Among the requests of one wallet a higher one is served first; 0 is the usual.
@@ -39,7 +42,7 @@ pub enum Prompt {
     /// Text as it stands, in the tokenizer's own default encoding.
     Text(String),
     /// A conversation, rendered by the model's template.
-    Chat(Vec<ChatMessage>),
+    Chat(Conversation),
     /// Tokens as they stand.
     Tokens(Vec<TokenId>),
 }

@@ -196,6 +196,7 @@ fn request(id: usize, max_tokens: usize, stop: Vec<String>) -> GenerateRequest {
         stop,
         grammar: None,
         ignore_eos: false,
+        splits_reasoning: false,
         logprobs: None,
         priority: 0,
         payer: Payer { wallet: "ada".to_owned(), ..Payer::default() },
@@ -309,8 +310,8 @@ fn check(
     prop_assert!(outcome.token_ids.len() <= max_tokens);
     let ended = outcome.token_ids.last().is_some_and(|token| end_tokens.contains(token));
     let visible = &outcome.token_ids[..outcome.token_ids.len() - usize::from(ended)];
-    let rules = Rules { stop: stop.iter().cloned().collect(), continues: true };
-    let whole = Transcript::whole(tokenizer, &rules, visible).expect("its own tokens can be decoded");
+    let rules = Rules { stop: stop.iter().cloned().collect(), continues: true, ..Rules::default() };
+    let (_, whole) = Transcript::whole(tokenizer, &rules, visible).expect("its own tokens can be decoded");
     prop_assert_eq!(&outcome.text, &whole, "the text is that of the paid tokens");
     if let Some(stop) = stop {
         prop_assert!(!outcome.text.contains(stop.as_str()), "a stop string was shown");

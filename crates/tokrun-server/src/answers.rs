@@ -154,6 +154,8 @@ fn unserved(error: RuntimeError) -> Outcome {
     Outcome {
         request_id: String::new(),
         text: String::new(),
+        reasoning: String::new(),
+        stopped_by: None,
         finish_reason,
         error: (finish_reason == FinishReason::Error).then_some(error),
         prompt_token_ids: Vec::new(),

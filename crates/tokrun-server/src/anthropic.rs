@@ -1,4 +1,4 @@
-//! Anthropic's API: `/v1/messages`, and counting its tokens.
+//! Anthropic's API: `/v1/messages`, and counting its tokens. What is answered is in [`answer`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,21 +6,24 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokrun_ledger::FinishReason;
-use tokrun_runtime::{ChatMessage, Delta, Grammar, Outcome, Prompt, Usage};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, Tool, ToolChoice};
 
 use crate::app::App;
 use crate::asked::Asked;
 use crate::auth::Caller;
-use crate::begin::{Begun, Sampling, Summary, Tokrun, Wanted, find_model};
+use crate::begin::{Sampling, Wanted, find_model};
 use crate::body::Payload;
 use crate::content::Content;
 use crate::error::{ApiError, Dialect};
-use crate::models::Model;
 use crate::reply::ok;
-use crate::sse::{self, Frames, Scribe};
+use crate::tools::{self, ToolUse};
+
+mod answer;
+mod turns;
+
+use turns::Turn;
 
 /// What is asked.
 #[derive(Debug, Deserialize)]
@@ -42,8 +45,8 @@ pub(crate) struct MessagesRequest {
     output_config: Option<OutputConfig>,
     /// The older place of `output_config.format`.
     output_format: Option<OutputFormat>,
-    tools: Option<Vec<IgnoredAny>>,
-    tool_choice: Option<IgnoredAny>,
+    tools: Option<Vec<WireTool>>,
+    tool_choice: Option<WireChoice>,
     thinking: Option<Thinking>,
     container: Option<IgnoredAny>,
     mcp_servers: Option<Vec<IgnoredAny>>,
@@ -66,7 +69,7 @@ pub(crate) struct MessagesRequest {
 #[serde(deny_unknown_fields)]
 struct Message {
     role: Role,
-    content: Content,
+    content: Turn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -101,8 +104,38 @@ struct Thinking {
     kind: String,
 }
 
+/// A tool that the client runs; those that Anthropic runs have a `type` of their own.
+#[derive(Debug, Deserialize)]
+struct WireTool {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    name: String,
+    description: Option<String>,
+    input_schema: Option<Value>,
+    strict: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireChoice {
+    #[serde(rename = "type")]
+    kind: Chosen,
+    name: Option<String>,
+    #[serde(default)]
+    disable_parallel_tool_use: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Chosen {
+    Auto,
+    Any,
+    Tool,
+    None,
+}
+
 impl MessagesRequest {
-    fn wanted(self) -> Result<(Wanted, Vec<String>), ApiError> {
+    fn wanted(self) -> Result<Wanted, ApiError> {
         self.refuse_unsupported()?;
         let max_tokens = self.max_tokens.ok_or_else(|| ApiError::invalid("max_tokens: Field required"))?;
         if self.temperature.is_some_and(|temperature| temperature > 1.0) {
@@ -113,9 +146,12 @@ impl MessagesRequest {
         let format = self.output_config.as_ref().and_then(|config| config.format.as_ref());
         let format = format.or(self.output_format.as_ref());
         let grammar = format.map(|OutputFormat::JsonSchema { schema }| Grammar::JsonSchema(schema.to_string()));
-        let stop = self.stop_sequences.clone();
-        let wanted = Wanted {
-            prompts: vec![self.prompt()?],
+        let (prompt, choice, one_call) = self.prompt()?;
+        Ok(Wanted {
+            prompts: vec![prompt],
+            tool_choice: choice,
+            one_call,
+            thinks: Some(self.thinks()),
             model: self.model,
             n: 1,
             max_tokens: Some(max_tokens),
@@ -125,34 +161,62 @@ impl MessagesRequest {
                 top_k: self.top_k,
                 ..Sampling::default()
             },
-            stop: stop.clone(),
+            stop: self.stop_sequences,
             grammar,
             tags,
             ..Wanted::default()
-        };
-        Ok((wanted, stop))
+        })
     }
 
-    fn prompt(&self) -> Result<Prompt, ApiError> {
+    /// As the reference service does, only when asked.
+    fn thinks(&self) -> bool {
+        self.thinking.as_ref().is_some_and(|thinking| thinking.kind != "disabled")
+    }
+
+    /// The conversation, and how its tools are to be called.
+    fn prompt(&self) -> Result<(Prompt, ToolChoice, bool), ApiError> {
         if self.messages.last().is_none_or(|message| message.role == Role::Assistant) {
             return Err(ApiError::invalid("messages: the conversation must end with a user's message"));
         }
-        let said = |role: &str, content: &Content| Ok(ChatMessage { role: role.to_owned(), content: content.text()? });
-        let system = self.system.iter().map(|content| said("system", content));
-        let turns = self.messages.iter().map(|message| match message.role {
-            Role::User => said("user", &message.content),
-            Role::Assistant => said("assistant", &message.content),
-        });
-        let messages: Result<Vec<ChatMessage>, ApiError> = system.chain(turns).collect();
-        Ok(Prompt::Chat(messages?))
+        let mut messages = Vec::new();
+        if let Some(system) = &self.system {
+            messages.push(ChatMessage::new("system", system.text()?));
+        }
+        for message in &self.messages {
+            match message.role {
+                Role::User => messages.extend(message.content.of_user()?),
+                Role::Assistant => messages.push(message.content.of_assistant()?),
+            }
+        }
+        let ToolUse { tools, choice, one_call } = self.tool_use()?;
+        let mut settings = Map::new();
+        settings.insert("enable_thinking".to_owned(), self.thinks().into());
+        Ok((Prompt::Chat(Conversation { messages, tools, settings }), choice, one_call))
+    }
+
+    fn tool_use(&self) -> Result<ToolUse, ApiError> {
+        let tool = |tool: &WireTool| match tool.kind.as_deref() {
+            None | Some("custom") => {
+                let (description, strict) = (tool.description.as_deref(), tool.strict == Some(true));
+                tools::tool(&tool.name, description, tool.input_schema.as_ref(), strict)
+            }
+            Some(_) => Err(ApiError::unsupported("tools", "this server runs no tools itself")),
+        };
+        let tools: Result<Vec<Tool>, ApiError> = self.tools.iter().flatten().map(tool).collect();
+        let Some(choice) = &self.tool_choice else { return tools::tool_use(tools?, Some(ToolChoice::Auto), true) };
+        let chosen = match (choice.kind, &choice.name) {
+            (Chosen::None, _) => None,
+            (Chosen::Auto, _) => Some(ToolChoice::Auto),
+            (Chosen::Any, _) => Some(ToolChoice::Required),
+            (Chosen::Tool, Some(name)) => Some(ToolChoice::Named(name.clone())),
+            (Chosen::Tool, None) => return Err(ApiError::invalid("tool_choice.name: Field required")),
+        };
+        tools::tool_use(tools?, chosen, !choice.disable_parallel_tool_use)
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
         let named = |list: &Option<Vec<IgnoredAny>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (param, is_asked) in [
-            ("tools", named(&self.tools)),
-            ("tool_choice", self.tool_choice.is_some() && named(&self.tools)),
-            ("thinking", self.thinking.as_ref().is_some_and(|thinking| thinking.kind != "disabled")),
             ("container", self.container.is_some()),
             ("mcp_servers", named(&self.mcp_servers)),
             ("context_management", self.context_management.is_some()),
@@ -173,7 +237,7 @@ pub(crate) async fn count_tokens(State(app): State<Arc<App>>, caller: Caller, pa
     let counted = app.blocking(move |app| {
         let request: MessagesRequest = payload.parse()?;
         let model = find_model(app, &caller, &request.model)?;
-        let prompt = request.prompt()?;
+        let (prompt, ..) = request.prompt()?;
         model.could_fit(&prompt)?;
         let tokens = model.runtime().encode(&prompt).map_err(|error| ApiError::from(&error))?;
         Ok(tokens.len())
@@ -188,175 +252,12 @@ pub(crate) async fn count_tokens(State(app): State<Arc<App>>, caller: Caller, pa
 pub(crate) async fn create(asked: Asked) -> Response {
     let begun = asked.begin(|request: MessagesRequest| {
         let streams = request.stream;
-        let (wanted, stop) = request.wanted()?;
-        Ok((wanted, (stop, streams)))
+        Ok((request.wanted()?, streams))
     });
     match begun.await {
-        Ok((begun, (stop, true))) => stream(begun, stop),
-        Ok((begun, (stop, false))) => {
-            whole(begun, &stop).await.unwrap_or_else(|error| error.response(Dialect::Anthropic))
-        }
+        Ok((begun, true)) => answer::stream(begun),
+        Ok((begun, false)) => answer::whole(begun).await.unwrap_or_else(|error| error.response(Dialect::Anthropic)),
         Err(error) => error.response(Dialect::Anthropic),
     }
 }
 
-/// Tokens of the prompt that were found in the cache are counted apart.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct WireUsage {
-    input_tokens: u64,
-    cache_creation_input_tokens: u64,
-    cache_read_input_tokens: u64,
-    output_tokens: u64,
-}
-
-impl From<&Usage> for WireUsage {
-    fn from(usage: &Usage) -> Self {
-        Self {
-            input_tokens: usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens),
-            cache_creation_input_tokens: 0,
-            cache_read_input_tokens: usage.cached_tokens,
-            output_tokens: usage.completion_tokens,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct WireMessage<'a> {
-    id: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    role: &'static str,
-    model: &'a str,
-    content: Vec<Block>,
-    stop_reason: Option<&'static str>,
-    stop_sequence: Option<&'a str>,
-    usage: WireUsage,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokrun: Option<Tokrun>,
-}
-
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Block {
-    Text { text: String },
-}
-
-/// Why an answer ended, and the stop string that did it.
-fn stop_reason<'a>(model: &Model, outcome: &Outcome, stop: &'a [String]) -> (&'static str, Option<&'a str>) {
-    if outcome.finish_reason != FinishReason::Stop {
-        return ("max_tokens", None);
-    }
-    // The tokens of the stop string are paid, so they are among the answer's, and their text follows what is shown.
-    let whole = model.runtime().tokenizer().decode(&outcome.token_ids).unwrap_or_default();
-    let rest = whole.strip_prefix(outcome.text.as_str()).unwrap_or_default();
-    match stop.iter().find(|stop| rest.starts_with(stop.as_str())) {
-        Some(stop) => ("stop_sequence", Some(stop)),
-        None => ("end_turn", None),
-    }
-}
-
-async fn whole(begun: Begun, stop: &[String]) -> Result<Response, ApiError> {
-    let Begun { answers, model, limits, id, .. } = begun;
-    let mut summary = Summary::default();
-    let (_, outcome) = answers.collect().await?.swap_remove(0);
-    summary.add(&outcome);
-    let (reason, sequence) = stop_reason(&model, &outcome, stop);
-    let mut response = ok(&WireMessage {
-        tokrun: Some(summary.tokrun(&id)),
-        id: format!("msg_{id}"),
-        kind: "message",
-        role: "assistant",
-        model: model.name(),
-        content: vec![Block::Text { text: outcome.text }],
-        stop_reason: Some(reason),
-        stop_sequence: sequence,
-        usage: WireUsage::from(&summary.usage),
-    });
-    summary.tell(response.headers_mut());
-    limits.tell(response.headers_mut());
-    Ok(response)
-}
-
-fn stream(begun: Begun, stop: Vec<String>) -> Response {
-    let Begun { answers, model, limits, id, .. } = begun;
-    let prompt_tokens = answers.prompt_tokens() as u64;
-    let mut response = sse::response(answers, MessageScribe { id, model, stop, prompt_tokens });
-    limits.tell(response.headers_mut());
-    response
-}
-
-struct MessageScribe {
-    id: String,
-    model: Arc<Model>,
-    stop: Vec<String>,
-    prompt_tokens: u64,
-}
-
-#[derive(Serialize)]
-struct TextDelta<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    index: usize,
-    delta: TextDeltaText<'a>,
-}
-
-#[derive(Serialize)]
-struct TextDeltaText<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    text: &'a str,
-}
-
-impl Scribe for MessageScribe {
-    fn open(&mut self, out: &mut Frames) {
-        let message = WireMessage {
-            id: format!("msg_{}", self.id),
-            kind: "message",
-            role: "assistant",
-            model: self.model.name(),
-            content: Vec::new(),
-            stop_reason: None,
-            stop_sequence: None,
-            // What of it was cached is known, and told, at the end.
-            usage: WireUsage::from(&Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() }),
-            tokrun: None,
-        };
-        out.event("message_start", &json!({ "type": "message_start", "message": message }));
-        let block = Block::Text { text: String::new() };
-        let start = json!({ "type": "content_block_start", "index": 0, "content_block": block });
-        out.event("content_block_start", &start);
-        out.event("ping", &json!({ "type": "ping" }));
-    }
-
-    fn delta(&mut self, _choice: usize, delta: Delta, out: &mut Frames) {
-        if !delta.text.is_empty() {
-            let text = TextDeltaText { kind: "text_delta", text: &delta.text };
-            let delta = TextDelta { kind: "content_block_delta", index: 0, delta: text };
-            out.event("content_block_delta", &delta);
-        }
-    }
-
-    fn finished(&mut self, _choice: usize, outcome: Outcome, out: &mut Frames) {
-        let mut summary = Summary::default();
-        summary.add(&outcome);
-        let (reason, sequence) = stop_reason(&self.model, &outcome, &self.stop);
-        out.event("content_block_stop", &json!({ "type": "content_block_stop", "index": 0 }));
-        out.event(
-            "message_delta",
-            &json!({
-                "type": "message_delta",
-                "delta": { "stop_reason": reason, "stop_sequence": sequence },
-                "usage": WireUsage::from(&summary.usage),
-                "tokrun": summary.tokrun(&self.id),
-            }),
-        );
-    }
-
-    fn failed(&mut self, error: &ApiError, out: &mut Frames) {
-        out.event("error", &error.anthropic());
-    }
-
-    fn close(&mut self, out: &mut Frames) {
-        out.event("message_stop", &json!({ "type": "message_stop" }));
-    }
-}

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use tokrun_ledger::{Action, Credits, FinishReason, LimitReached};
-use tokrun_runtime::{GenerateRequest, Grammar, Outcome, Payer, Prompt, SamplingParams, Usage};
+use tokrun_runtime::{
+    Conversation, GenerateRequest, Grammar, Outcome, Payer, Prompt, SamplingParams, Tool, ToolChoice, Usage,
+};
 
 use crate::answers::Answers;
 use crate::app::App;
@@ -15,6 +17,7 @@ use crate::error::ApiError;
 use crate::limits::RateLimits;
 use crate::models::Model;
 use crate::routes::RequestTag;
+use crate::said::Hearing;
 
 /// Answers to one HTTP request at most.
 const ANSWERS_MAX: usize = 128;
@@ -30,6 +33,12 @@ pub(crate) struct Wanted {
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
     pub(crate) grammar: Option<Grammar>,
+    /// Whether tools are called, where the conversation has any.
+    pub(crate) tool_choice: ToolChoice,
+    /// Call one tool at most.
+    pub(crate) one_call: bool,
+    /// Think before the answer, or do not; as the model does by itself, where nothing is said.
+    pub(crate) thinks: Option<bool>,
     pub(crate) ignore_eos: bool,
     pub(crate) logprobs: Option<usize>,
     pub(crate) tags: BTreeMap<String, String>,
@@ -72,6 +81,8 @@ impl Sampling {
 /// Answers that have begun, and what every form of response says of them.
 pub(crate) struct Begun {
     pub(crate) answers: Answers,
+    /// How to tell thoughts, words and calls apart in them.
+    pub(crate) hearing: Hearing,
     pub(crate) model: Arc<Model>,
     pub(crate) limits: RateLimits,
     /// The request's name.
@@ -80,7 +91,7 @@ pub(crate) struct Begun {
 }
 
 /// Has what a client wants admitted. May block.
-pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, wanted: Wanted) -> Result<Begun, ApiError> {
+pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, mut wanted: Wanted) -> Result<Begun, ApiError> {
     if app.is_draining() {
         return Err(ApiError::overloaded("The server is about to end; try again."));
     }
@@ -91,12 +102,63 @@ pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, wanted: W
         return Err(ApiError::invalid_param("n", format!("Between 1 and {ANSWERS_MAX} answers can be asked for.")));
     }
     wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
+    let hearing = wanted.converse(&model)?;
     let params = wanted.sampling.params(&model.served.sampling)?;
     let places = model.places(count)?;
     let requests = requests(caller, tag, &model, wanted, &params);
     let answers = Answers::begin(app, &model, places, requests)?;
     let limits = RateLimits::of(&app.ledger, caller, model.name()).unwrap_or_default();
-    Ok(Begun { answers, model, limits, id: tag.0.clone(), created: Timestamp::now() })
+    Ok(Begun { answers, hearing, model, limits, id: tag.0.clone(), created: Timestamp::now() })
+}
+
+impl Wanted {
+    /// Settles with the model how it thinks and calls, where it converses.
+    fn converse(&mut self, model: &Model) -> Result<Hearing, ApiError> {
+        let Some(Prompt::Chat(conversation)) = self.prompts.first_mut() else { return Ok(Hearing::default()) };
+        let runtime = model.runtime();
+        let is_forced = !conversation.tools.is_empty() && self.tool_choice != ToolChoice::Auto;
+        if self.thinks == Some(true) && !runtime.reasons() {
+            let why = "this model does not think before it answers; leave it out, or use a model that does";
+            return Err(ApiError::unsupported("reasoning", why));
+        }
+        // A call that must come, comes at once.
+        if let Some(thinks) = self.thinks.filter(|_| !is_forced).or(is_forced.then_some(false)) {
+            conversation.settings.entry("enable_thinking").or_insert(thinks.into());
+        }
+        if conversation.tools.is_empty() {
+            return Ok(Hearing::default());
+        }
+        if self.grammar.is_some() && !is_forced {
+            let message = "A form for the answer does not go together with tools that may be called: set 'tool_choice' to \
+                           'none', or leave 'response_format' out.";
+            return Err(ApiError::invalid_param("response_format", message));
+        }
+        let style = runtime.tool_style().map_err(|error| ApiError::from(&error))?;
+        let names = conversation.tools.iter().map(|tool| tool.name.clone()).collect();
+        let grammar = |tools: &[Tool]| style.grammar(tools, &self.tool_choice, !self.one_call, runtime.tokenizer());
+        self.grammar = usable_grammar(conversation, grammar, |grammar| {
+            runtime.check_grammar(grammar).map_err(|error| ApiError::invalid_param("tools", error.to_string()))
+        })?;
+        Ok(Hearing::of_tools(style, names))
+    }
+}
+
+/// The grammar for calls. What a schema asks for beyond what grammars can hold is left to the model, unless the tool is
+/// strict: an object comes in any case.
+fn usable_grammar(
+    conversation: &Conversation,
+    grammar: impl Fn(&[Tool]) -> Option<Grammar>,
+    check: impl Fn(&Grammar) -> Result<(), ApiError>,
+) -> Result<Option<Grammar>, ApiError> {
+    let tools = &conversation.tools;
+    let Some(exact) = grammar(tools) else { return Ok(None) };
+    let Err(error) = check(&exact) else { return Ok(Some(exact)) };
+    let loosened = |tool: &Tool| match tool.strict {
+        true => tool.clone(),
+        false => Tool { parameters: serde_json::json!({ "type": "object", "additionalProperties": true }), ..tool.clone() },
+    };
+    let loose = grammar(&tools.iter().map(loosened).collect::<Vec<_>>()).filter(|loose| check(loose).is_ok());
+    loose.map(Some).ok_or(error)
 }
 
 /// The model of this name, if this caller may use it.
@@ -124,6 +186,7 @@ fn requests(
         stop: wanted.stop.clone(),
         grammar: wanted.grammar.clone(),
         ignore_eos: wanted.ignore_eos,
+        splits_reasoning: true,
         logprobs: wanted.logprobs,
         priority: 0,
         payer: payer.clone(),
@@ -148,6 +211,7 @@ impl Summary {
         self.usage.prompt_tokens += outcome.usage.prompt_tokens;
         self.usage.cached_tokens += outcome.usage.cached_tokens;
         self.usage.completion_tokens += outcome.usage.completion_tokens;
+        self.usage.reasoning_tokens += outcome.usage.reasoning_tokens;
         if let Some(allowance) = &outcome.allowance {
             let sum = self.debited.micro().saturating_add(allowance.debited.micro());
             self.debited = Credits::from_micro(sum);

@@ -35,7 +35,7 @@ impl Content {
 impl Part {
     pub(crate) fn text(&self) -> Result<&str, ApiError> {
         match (&self.text, self.kind.as_str()) {
-            (Some(text), "text" | "input_text" | "output_text") => Ok(text),
+            (Some(text), "text" | "input_text" | "output_text" | "reasoning_text") => Ok(text),
             (_, kind) => {
                 let kind: String = kind.chars().take(64).collect();
                 Err(ApiError::invalid_param(

@@ -26,8 +26,10 @@ mod openai;
 mod reply;
 mod responses;
 mod routes;
+mod said;
 mod sse;
 mod tokens;
+mod tools;
 mod usage;
 
 pub use app::{Server, ServerOptions};

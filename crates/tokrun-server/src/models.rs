@@ -49,7 +49,7 @@ impl Model {
     pub(crate) fn could_fit(&self, prompt: &Prompt) -> Result<(), ApiError> {
         let bytes = match prompt {
             Prompt::Text(text) => text.len(),
-            Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Prompt::Chat(conversation) => conversation.messages.iter().map(|message| message.content.len()).sum(),
             // That is seen at once.
             Prompt::Tokens(_) => 0,
         };

@@ -5,3 +5,5 @@ pub(crate) mod completions;
 pub(crate) mod models;
 pub(crate) mod request;
 mod wire;
+
+pub(crate) use request::create;

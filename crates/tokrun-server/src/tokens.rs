@@ -59,7 +59,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payloa
             }
             (None, Some(messages)) => {
                 let messages: Result<Vec<ChatMessage>, ApiError> = messages.iter().map(Message::chat_message).collect();
-                let prompt = Prompt::Chat(messages?);
+                let prompt = Prompt::Chat(messages?.into());
                 model.could_fit(&prompt)?;
                 runtime.encode(&prompt).map_err(|error| ApiError::from(&error))
             }
@@ -77,7 +77,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payloa
 
 impl Message {
     fn chat_message(&self) -> Result<ChatMessage, ApiError> {
-        Ok(ChatMessage { role: self.role.clone(), content: self.content.text()? })
+        Ok(ChatMessage::new(&self.role, self.content.text()?))
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn request(
         stop: args.sampling.stop.clone(),
         grammar,
         ignore_eos: args.sampling.ignore_eos,
+        splits_reasoning: false,
         logprobs: args.sampling.logprobs,
         priority: 0,
         payer: payer.clone(),
@@ -38,7 +39,7 @@ pub(crate) fn request(
 
 /// One turn of a conversation.
 pub(crate) fn message(role: &str, content: impl Into<String>) -> ChatMessage {
-    ChatMessage { role: role.to_owned(), content: content.into() }
+    ChatMessage::new(role, content)
 }
 
 /// What can be refused without opening anything.

@@ -154,7 +154,7 @@ impl Chat {
 
     /// One metered answer; what goes wrong with it does not end the conversation.
     fn answer(&mut self, turn_begins: Vec<ChatMessage>) -> Result<Turned, Failure> {
-        let prompt = Prompt::Chat(self.messages.clone());
+        let prompt = Prompt::Chat(self.messages.clone().into());
         let request = answer::request(prompt, self.grammar.clone(), &self.args.answer, &self.payer, &self.found)?;
         let generation = match self.loaded.runtime.generate(request) {
             Ok(generation) => generation,

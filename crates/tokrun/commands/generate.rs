@@ -118,7 +118,7 @@ fn prompt(text: String, args: &GenerateArgs) -> Prompt {
         return Prompt::Text(text);
     }
     let system = args.answer.system.iter().map(|system| answer::message("system", system));
-    Prompt::Chat(system.chain([answer::message("user", text)]).collect())
+    Prompt::Chat(system.chain([answer::message("user", text)]).collect::<Vec<_>>().into())
 }
 
 fn json_outcome(

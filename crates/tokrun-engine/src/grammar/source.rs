@@ -64,7 +64,7 @@ impl Grammar {
 }
 
 /// The schema with our choice of white space, unless it makes its own (llguidance's `x-guidance`).
-fn with_bounded_whitespace(mut schema: Value) -> Value {
+pub(crate) fn with_bounded_whitespace(mut schema: Value) -> Value {
     if let Some(object) = schema.as_object_mut() {
         object.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": WHITESPACE }));
     }

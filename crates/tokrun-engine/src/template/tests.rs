@@ -27,11 +27,11 @@ fn options(add_generation_prompt: bool) -> RenderOptions {
 }
 
 fn user(content: &str) -> ChatMessage {
-    ChatMessage { role: "user".to_owned(), content: content.to_owned() }
+    ChatMessage::new("user", content)
 }
 
 fn render(source: &str) -> Result<String, EngineError> {
-    compile(source)?.render(&[user("Hi")], &options(true))
+    compile(source)?.render(&vec![user("Hi")].into(), &options(true))
 }
 
 #[derive(Deserialize)]
@@ -53,12 +53,9 @@ fn every_template_renders_as_transformers_renders_it() {
         let template = compile(&read(&format!("{name}.jinja"))).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(expected.len(), 2 * conversations.len());
         for (index, expected) in expected.into_iter().enumerate() {
-            let turn = |turn: &BTreeMap<String, String>| ChatMessage {
-                role: turn["role"].clone(),
-                content: turn["content"].clone(),
-            };
+            let turn = |turn: &BTreeMap<String, String>| ChatMessage::new(&turn["role"], &turn["content"]);
             let messages: Vec<ChatMessage> = conversations[index / 2].iter().map(turn).collect();
-            match (template.render(&messages, &options(index % 2 == 1)), expected) {
+            match (template.render(&messages.into(), &options(index % 2 == 1)), expected) {
                 (Ok(text), Expected { text: Some(expected), .. }) => assert_eq!(text, expected, "{name} {index}"),
                 (Err(EngineError::TemplateRefused { reason }), Expected { error: Some(expected), .. }) => {
                     assert_eq!(reason, expected, "{name} {index}");
@@ -83,7 +80,7 @@ fn a_model_without_a_template_names_the_remedy() {
     let error = ChatTemplate::compile(&assets).expect_err("there is none");
     assert!(matches!(error, EngineError::NoChatTemplate) && error.to_string().contains("--raw"), "{error}");
     assets.chat_template = Some("{{ bos_token is defined }}{{ bos_token }}".to_owned());
-    let text = ChatTemplate::compile(&assets).and_then(|template| template.render(&[], &options(false)));
+    let text = ChatTemplate::compile(&assets).and_then(|template| template.render(&Conversation::default(), &options(false)));
     assert_eq!(text.expect("it renders"), "False", "a token that the model lacks is undefined");
 }
 
@@ -130,7 +127,7 @@ proptest! {
     #[test]
     fn any_content_passes_unchanged(content in any::<String>()) {
         let template = compile("{{ messages[0].content }}|").expect("it is well formed");
-        let text = template.render(&[user(&content)], &options(false)).expect("it renders");
+        let text = template.render(&vec![user(&content)].into(), &options(false)).expect("it renders");
         prop_assert_eq!(text, format!("{content}|"));
     }
 }

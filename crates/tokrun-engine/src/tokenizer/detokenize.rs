@@ -29,10 +29,15 @@ impl DetokenizeStream {
     /// # Errors
     /// When it is outside the vocabulary.
     pub fn push(&mut self, token: TokenId) -> Result<String, EngineError> {
+        if self.pieces.get(token)?.special { Ok(String::new()) } else { self.spell(token) }
+    }
+
+    /// As [`push`](Self::push), for special tokens too: they are spelled out.
+    ///
+    /// # Errors
+    /// When it is outside the vocabulary.
+    pub fn spell(&mut self, token: TokenId) -> Result<String, EngineError> {
         let piece = self.pieces.get(token)?;
-        if piece.special {
-            return Ok(String::new());
-        }
         match self.pieces.start() {
             Start::Joined if !self.at_first_token => self.pending.push(b' '),
             Start::WithoutSpaces if self.at_first_token => {

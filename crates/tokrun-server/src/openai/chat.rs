@@ -1,21 +1,18 @@
-//! `/v1/chat/completions`.
+//! `/v1/chat/completions`: what is asked. What is answered is in [`answer`].
 
-use std::sync::Arc;
-
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokrun_runtime::{ChatMessage, Delta, Grammar, Outcome, Prompt};
+use serde_json::{Map, Value, json};
+use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, ToolCall};
 
-use super::request::{Manner, request};
-use super::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
-use crate::asked::Asked;
-use crate::begin::{Begun, Summary, Tokrun, Wanted};
+use super::request::{Asks, Common, Manner, request};
+use crate::begin::{Begun, Wanted};
 use crate::content::Content;
 use crate::error::ApiError;
-use crate::reply::ok;
-use crate::sse::{self, Frames, Scribe};
+use crate::tools::{self, ToolUse};
+
+mod answer;
 
 /// Alternatives to a token, as the reference service bounds them.
 const TOP_LOGPROBS_MAX: usize = 20;
@@ -38,14 +35,20 @@ request! {
         modalities: Option<Vec<String>>,
         /// Whether the service keeps the answer; this one keeps none.
         store: Option<bool>,
-        tools: Option<Vec<IgnoredAny>>,
+        /// What the model may call.
+        tools: Option<Vec<WireTool>>,
+        /// Whether it calls.
         tool_choice: Option<Value>,
+        /// Several calls in one answer.
         parallel_tool_calls: Option<bool>,
+        /// How long to think: `none` for not at all.
+        reasoning_effort: Option<String>,
+        /// What else the model's template is told.
+        chat_template_kwargs: Option<Map<String, Value>>,
         functions: Option<Vec<IgnoredAny>>,
         function_call: Option<Value>,
         audio: Option<IgnoredAny>,
         web_search_options: Option<IgnoredAny>,
-        reasoning_effort: Option<Value>,
         verbosity: Option<Value>,
         moderation: Option<IgnoredAny>,
         service_tier: Option<String>,
@@ -63,7 +66,9 @@ request! {
 pub(crate) struct Message {
     role: String,
     content: Option<Content>,
-    tool_calls: Option<Vec<IgnoredAny>>,
+    tool_calls: Option<Vec<WireCall>>,
+    tool_call_id: Option<String>,
+    reasoning_content: Option<String>,
     // Clients send answers back as they got them.
     #[expect(dead_code, reason = "known, so that it is not refused; templates do not take it")]
     name: Option<String>,
@@ -71,6 +76,41 @@ pub(crate) struct Message {
     refusal: Option<String>,
     #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
     annotations: Option<Vec<IgnoredAny>>,
+    function_call: Option<IgnoredAny>,
+    audio: Option<IgnoredAny>,
+}
+
+/// A tool: a function, which is the only kind there is here.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WireTool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Option<Function>,
+    custom: Option<IgnoredAny>,
+}
+
+/// A function that a model may call.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+    strict: Option<bool>,
+}
+
+/// A call in an earlier answer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct WireCall {
+    id: String,
+    function: Called,
+}
+
+#[derive(Debug, Deserialize)]
+struct Called {
+    name: String,
+    arguments: String,
 }
 
 /// The form of an answer.
@@ -124,14 +164,32 @@ impl ChatRequest {
             return Err(ApiError::invalid_param("messages", "The list of messages is empty."));
         }
         let messages: Result<Vec<ChatMessage>, ApiError> = self.messages.iter().map(Message::chat_message).collect();
+        let ToolUse { tools, choice, one_call } = self.tool_use()?;
+        let settings = self.chat_template_kwargs.clone().unwrap_or_default();
         Ok(Wanted {
             model: self.model.clone(),
-            prompts: vec![Prompt::Chat(messages?)],
+            prompts: vec![Prompt::Chat(Conversation { messages: messages?, tools, settings })],
+            tool_choice: choice,
+            one_call,
+            thinks: self.reasoning_effort.as_deref().map(|effort| !matches!(effort, "none" | "minimal")),
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             grammar: self.response_format.as_ref().and_then(ResponseFormat::grammar),
             logprobs: self.wanted_logprobs()?,
             ..self.common().wanted()?
         })
+    }
+
+    fn tool_use(&self) -> Result<ToolUse, ApiError> {
+        let tool = |tool: &WireTool| match &tool.function {
+            Some(function) if tool.kind == "function" && tool.custom.is_none() => {
+                let (description, strict) = (function.description.as_deref(), function.strict == Some(true));
+                tools::tool(&function.name, description, function.parameters.as_ref(), strict)
+            }
+            _ => Err(ApiError::unsupported("tools", "only functions can be called")),
+        };
+        let tools: Result<Vec<_>, ApiError> = self.tools.iter().flatten().map(tool).collect();
+        let parallel = self.parallel_tool_calls.unwrap_or(true);
+        tools::tool_use(tools?, tools::openai_choice(self.tool_choice.as_ref())?, parallel)
     }
 
     fn wanted_logprobs(&self) -> Result<Option<usize>, ApiError> {
@@ -153,16 +211,12 @@ impl ChatRequest {
     /// pass.
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
         let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| *value != json!("none"));
-        let no_tools = self.tools.as_ref().is_none_or(Vec::is_empty);
         for (param, is_asked) in [
-            ("tools", !no_tools),
-            ("tool_choice", asks(&self.tool_choice) && self.tool_choice != Some(json!("auto"))),
             ("functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", asks(&self.function_call)),
             ("audio", self.audio.is_some()),
             ("web_search_options", self.web_search_options.is_some()),
             ("moderation", self.moderation.is_some()),
-            ("reasoning_effort", asks(&self.reasoning_effort)),
             ("verbosity", self.verbosity.as_ref().is_some_and(|verbosity| *verbosity != json!("medium"))),
         ] {
             if is_asked {
@@ -181,226 +235,54 @@ impl ChatRequest {
 
 impl Message {
     fn chat_message(&self) -> Result<ChatMessage, ApiError> {
+        let wrong = |message: &str| ApiError::invalid_param("messages", message);
         let role = match self.role.as_str() {
             "developer" => "system",
-            role @ ("system" | "user" | "assistant") => role,
+            role @ ("system" | "user" | "assistant" | "tool") => role,
             other => {
                 let other: String = other.chars().take(64).collect();
-                let message = format!("The role '{other}' is not supported: system, developer, user, assistant are.");
-                return Err(ApiError::invalid_param("messages", message));
+                return Err(wrong(&format!(
+                    "The role '{other}' is not supported: system, developer, user, assistant and tool are."
+                )));
             }
         };
-        if self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
-            return Err(ApiError::invalid_param("messages", "'tool_calls' are not supported."));
+        if role == "tool" && self.tool_call_id.is_none() {
+            return Err(wrong("A message of the role 'tool' names its call: 'tool_call_id'."));
         }
-        let content = self.content.as_ref().map(Content::text).transpose()?;
-        let content = content.ok_or_else(|| ApiError::invalid_param("messages", "A message has no content."))?;
-        Ok(ChatMessage { role: role.to_owned(), content })
-    }
-}
-
-/// Answers a conversation.
-pub(crate) async fn create(asked: Asked) -> Response {
-    let begun = asked.begin(|request: ChatRequest| {
-        let wanted = request.wanted()?;
-        let manner = request.common().manner(&wanted);
-        Ok((wanted, manner))
-    });
-    match begun.await {
-        Ok((begun, manner)) if manner.streams => stream(begun, &manner),
-        Ok((begun, manner)) => whole(begun, &manner).await.unwrap_or_else(IntoResponse::into_response),
-        Err(error) => error.into_response(),
-    }
-}
-
-#[derive(Serialize)]
-struct Completion<'a> {
-    id: String,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    choices: Vec<Choice>,
-    usage: WireUsage,
-    service_tier: &'static str,
-    system_fingerprint: Option<&'static str>,
-    tokrun: Tokrun,
-}
-
-#[derive(Serialize)]
-struct Choice {
-    index: usize,
-    message: Answer,
-    logprobs: Option<Logprobs>,
-    finish_reason: &'static str,
-}
-
-#[derive(Serialize)]
-struct Answer {
-    role: &'static str,
-    content: String,
-    refusal: Option<&'static str>,
-    annotations: [Value; 0],
-}
-
-#[derive(Serialize)]
-struct Logprobs {
-    content: Vec<WireLogprob>,
-    refusal: Option<&'static str>,
-}
-
-async fn whole(begun: Begun, manner: &Manner) -> Result<Response, ApiError> {
-    let Begun { answers, model, limits, id, created } = begun;
-    let mut summary = Summary::default();
-    let mut choices = Vec::new();
-    for (index, outcome) in answers.collect().await? {
-        summary.add(&outcome);
-        let tokens = outcome.token_ids.iter().copied().zip(outcome.logprobs.iter().flatten());
-        let content = logprobs(model.runtime().tokenizer(), tokens);
-        choices.push(Choice {
-            index,
-            message: Answer { role: "assistant", content: outcome.text, refusal: None, annotations: [] },
-            logprobs: manner.wants_logprobs.then_some(Logprobs { content, refusal: None }),
-            finish_reason: finish_reason(outcome.finish_reason),
-        });
-    }
-    choices.sort_by_key(|choice| choice.index);
-    let mut response = ok(&Completion {
-        tokrun: summary.tokrun(&id),
-        id: format!("chatcmpl-{id}"),
-        object: "chat.completion",
-        created: created.as_second(),
-        model: model.name(),
-        choices,
-        usage: WireUsage::from(&summary.usage),
-        service_tier: "default",
-        system_fingerprint: None,
-    });
-    summary.tell(response.headers_mut());
-    limits.tell(response.headers_mut());
-    Ok(response)
-}
-
-fn stream(begun: Begun, manner: &Manner) -> Response {
-    let Begun { answers, model, limits, id, created } = begun;
-    let scribe = ChatScribe {
-        wire_id: format!("chatcmpl-{id}"),
-        id,
-        created: created.as_second(),
-        model,
-        choices: answers.count(),
-        includes_usage: manner.includes_usage,
-        wants_logprobs: manner.wants_logprobs,
-        summary: Summary::default(),
-        unfinished: answers.count(),
-    };
-    let mut response = sse::response(answers, scribe);
-    limits.tell(response.headers_mut());
-    response
-}
-
-struct ChatScribe {
-    id: String,
-    wire_id: String,
-    created: i64,
-    model: Arc<crate::models::Model>,
-    choices: usize,
-    includes_usage: bool,
-    wants_logprobs: bool,
-    summary: Summary,
-    unfinished: usize,
-}
-
-#[derive(Serialize)]
-struct Chunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    service_tier: &'static str,
-    system_fingerprint: Option<&'static str>,
-    choices: &'a [ChunkChoice],
-    /// Null in every chunk but the last, where the usage is wanted; else absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<WireUsage>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokrun: Option<Tokrun>,
-}
-
-#[derive(Serialize)]
-struct ChunkChoice {
-    index: usize,
-    delta: ChunkDelta,
-    logprobs: Option<Logprobs>,
-    finish_reason: Option<&'static str>,
-}
-
-#[derive(Default, Serialize)]
-struct ChunkDelta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refusal: Option<Option<&'static str>>,
-}
-
-impl ChatScribe {
-    fn send(&self, choices: &[ChunkChoice], usage: Option<WireUsage>, tokrun: Option<Tokrun>, out: &mut Frames) {
-        out.data(&Chunk {
-            id: &self.wire_id,
-            object: "chat.completion.chunk",
-            created: self.created,
-            model: self.model.name(),
-            service_tier: "default",
-            system_fingerprint: None,
-            choices,
-            usage: self.includes_usage.then_some(usage),
-            tokrun,
-        });
-    }
-}
-
-impl Scribe for ChatScribe {
-    fn open(&mut self, out: &mut Frames) {
-        for index in 0..self.choices {
-            let delta = ChunkDelta { role: Some("assistant"), content: Some(String::new()), refusal: Some(None) };
-            self.send(&[ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None, None, out);
+        let calls = self.tool_calls.as_deref().unwrap_or_default();
+        if role != "assistant" && !calls.is_empty() {
+            return Err(wrong("Only a message of the role 'assistant' has 'tool_calls'."));
         }
-    }
-
-    fn delta(&mut self, index: usize, delta: Delta, out: &mut Frames) {
-        if delta.text.is_empty() && delta.logprobs.is_empty() {
-            return;
-        }
-        let tokens = delta.logprobs.iter().map(|(id, logprob)| (*id, logprob));
-        let content = logprobs(self.model.runtime().tokenizer(), tokens);
-        let choice = ChunkChoice {
-            index,
-            delta: ChunkDelta { content: Some(delta.text), ..ChunkDelta::default() },
-            logprobs: self.wants_logprobs.then_some(Logprobs { content, refusal: None }),
-            finish_reason: None,
+        let call = |call: &WireCall| tools::call(&call.id, &call.function.name, &call.function.arguments, "messages");
+        let tool_calls: Result<Vec<ToolCall>, ApiError> = calls.iter().map(call).collect();
+        let content = match self.content.as_ref().map(Content::text).transpose()? {
+            Some(content) => content,
+            None if !calls.is_empty() => String::new(),
+            None => return Err(wrong("A message has no content.")),
         };
-        self.send(&[choice], None, None, out);
+        Ok(ChatMessage {
+            tool_calls: tool_calls?,
+            tool_call_id: self.tool_call_id.clone(),
+            reasoning_content: self.reasoning_content.clone(),
+            ..ChatMessage::new(role, content)
+        })
+    }
+}
+
+impl Asks for ChatRequest {
+    fn wanted(&self) -> Result<Wanted, ApiError> {
+        self.wanted()
     }
 
-    fn finished(&mut self, index: usize, outcome: Outcome, out: &mut Frames) {
-        self.summary.add(&outcome);
-        self.unfinished -= 1;
-        let finish_reason = Some(finish_reason(outcome.finish_reason));
-        let choice = ChunkChoice { index, delta: ChunkDelta::default(), logprobs: None, finish_reason };
-        let is_last = self.unfinished == 0 && !self.includes_usage;
-        self.send(&[choice], None, is_last.then(|| self.summary.tokrun(&self.id)), out);
+    fn common(&self) -> Common<'_> {
+        self.common()
     }
 
-    fn failed(&mut self, error: &ApiError, out: &mut Frames) {
-        out.data(&error.openai());
+    async fn whole(begun: Begun, manner: &Manner) -> Result<Response, ApiError> {
+        answer::whole(begun, manner).await
     }
 
-    fn close(&mut self, out: &mut Frames) {
-        if self.includes_usage {
-            let usage = WireUsage::from(&self.summary.usage);
-            self.send(&[], Some(usage), Some(self.summary.tokrun(&self.id)), out);
-        }
-        out.raw("data: [DONE]\n\n");
+    fn stream(begun: Begun, manner: &Manner) -> Response {
+        answer::stream(begun, manner)
     }
 }

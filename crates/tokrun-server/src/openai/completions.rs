@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokrun_runtime::{Delta, Outcome, Prompt, TokenId};
 
-use super::request::{Manner, request};
+use super::request::{Asks, Common, Manner, request};
 use super::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
-use crate::asked::Asked;
 use crate::begin::{Begun, Summary, Tokrun, Wanted};
 use crate::error::ApiError;
 use crate::models::Model;
@@ -88,17 +87,21 @@ impl CompletionRequest {
     }
 }
 
-/// Continues a text.
-pub(crate) async fn create(asked: Asked) -> Response {
-    let begun = asked.begin(|request: CompletionRequest| {
-        let wanted = request.wanted()?;
-        let manner = request.common().manner(&wanted);
-        Ok((wanted, manner))
-    });
-    match begun.await {
-        Ok((begun, manner)) if manner.streams => stream(begun, &manner),
-        Ok((begun, manner)) => whole(begun, &manner).await.unwrap_or_else(IntoResponse::into_response),
-        Err(error) => error.into_response(),
+impl Asks for CompletionRequest {
+    fn wanted(&self) -> Result<Wanted, ApiError> {
+        self.wanted()
+    }
+
+    fn common(&self) -> Common<'_> {
+        self.common()
+    }
+
+    async fn whole(begun: Begun, manner: &Manner) -> Result<Response, ApiError> {
+        whole(begun, manner).await
+    }
+
+    fn stream(begun: Begun, manner: &Manner) -> Response {
+        stream(begun, manner)
     }
 }
 
@@ -151,7 +154,7 @@ impl Logprobs {
 }
 
 async fn whole(begun: Begun, manner: &Manner) -> Result<Response, ApiError> {
-    let Begun { answers, model, limits, id, created } = begun;
+    let Begun { answers, model, limits, id, created, .. } = begun;
     let mut summary = Summary::default();
     let mut choices = Vec::new();
     for (index, outcome) in answers.collect().await? {
@@ -182,7 +185,7 @@ async fn whole(begun: Begun, manner: &Manner) -> Result<Response, ApiError> {
 }
 
 fn stream(begun: Begun, manner: &Manner) -> Response {
-    let Begun { answers, model, limits, id, created } = begun;
+    let Begun { answers, model, limits, id, created, .. } = begun;
     let scribe = CompletionScribe {
         wire_id: format!("cmpl-{id}"),
         id,

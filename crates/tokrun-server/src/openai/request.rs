@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use crate::begin::{Sampling, Wanted};
+use crate::asked::Asked;
+use crate::begin::{Begun, Sampling, Wanted};
 use crate::error::ApiError;
 
 /// Stop strings of one request.
@@ -85,6 +88,32 @@ macro_rules! request {
 }
 
 pub(super) use request;
+
+/// A request for answers, of either kind.
+pub(crate) trait Asks: DeserializeOwned + Send + 'static {
+    /// What it comes to.
+    fn wanted(&self) -> Result<Wanted, ApiError>;
+    /// What both kinds say alike.
+    fn common(&self) -> Common<'_>;
+    /// The answers at their end.
+    fn whole(begun: Begun, manner: &Manner) -> impl Future<Output = Result<Response, ApiError>> + Send;
+    /// The answers as they come.
+    fn stream(begun: Begun, manner: &Manner) -> Response;
+}
+
+/// Answers a request.
+pub(crate) async fn create<R: Asks>(asked: Asked) -> Response {
+    let begun = asked.begin(|request: R| {
+        let wanted = request.wanted()?;
+        let manner = request.common().manner(&wanted);
+        Ok((wanted, manner))
+    });
+    match begun.await {
+        Ok((begun, manner)) if manner.streams => R::stream(begun, &manner),
+        Ok((begun, manner)) => R::whole(begun, &manner).await.unwrap_or_else(IntoResponse::into_response),
+        Err(error) => error.into_response(),
+    }
+}
 
 /// One string, or several.
 #[derive(Debug, Deserialize)]

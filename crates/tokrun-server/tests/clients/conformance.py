@@ -149,6 +149,76 @@ def openai_responses_structured():
     assert isinstance(answer.output_parsed, Weather)
 
 
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+FUNCTION = {"type": "function", "function": {"name": "weather", "description": "Tells the weather.", "parameters": WEATHER}}
+
+
+def is_weather(arguments):
+    assert arguments["city"] in ("Oslo", "Rome") and 1 <= arguments["days"] <= 9, arguments
+
+
+def openai_tools():
+    answer = chat(tools=[FUNCTION], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and len(choice.message.tool_calls) == 1, choice
+    call = choice.message.tool_calls[0]
+    assert call.type == "function" and call.function.name == "weather"
+    is_weather(json.loads(call.function.arguments))
+    turns = ASK + [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "Rain."}]
+    assert chat(messages=turns, tools=[FUNCTION]).choices[0].finish_reason
+    named = {"type": "function", "function": {"name": "weather"}}
+    with client.chat.completions.stream(
+        model=MODEL, messages=ASK, tools=[FUNCTION], tool_choice=named, max_tokens=200, temperature=0
+    ) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion().choices[0]
+    assert "tool_calls.function.arguments.delta" in kinds and "tool_calls.function.arguments.done" in kinds, kinds
+    assert final.finish_reason == "tool_calls"
+    is_weather(json.loads(final.message.tool_calls[0].function.arguments))
+
+
+def openai_responses_tools():
+    function = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
+    asked = dict(model=MODEL, tools=[function], max_output_tokens=200, temperature=0)
+    answer = client.responses.create(input="Oslo?", tool_choice="required", parallel_tool_calls=False, **asked)
+    call = answer.output[0]
+    assert answer.status == "completed" and call.type == "function_call" and call.name == "weather", answer
+    is_weather(json.loads(call.arguments))
+    turns = [{"role": "user", "content": "Oslo?"}, call, {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}]
+    assert client.responses.create(input=turns, **(asked | {"max_output_tokens": 16})).output
+    with client.responses.stream(input="Oslo?", tool_choice={"type": "function", "name": "weather"}, **asked) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_response().output[0]
+    assert "response.function_call_arguments.delta" in kinds and "response.function_call_arguments.done" in kinds, kinds
+    is_weather(json.loads(final.arguments))
+
+
+def openai_retries():
+    # The package waits and tries again on its own; an error that is final is told at once.
+    asked = []
+    import httpx
+
+    transport = httpx.HTTPTransport()
+
+    class Flaky(httpx.BaseTransport):
+        def handle_request(self, request):
+            asked.append(request.headers.get("x-stainless-retry-count"))
+            if len(asked) == 1:
+                return httpx.Response(503, headers={"retry-after-ms": "1"}, request=request)
+            return transport.handle_request(request)
+
+    patient = openai.OpenAI(base_url=BASE + "/v1", api_key=KEY, http_client=httpx.Client(transport=Flaky()), max_retries=2)
+    assert patient.chat.completions.create(model=MODEL, messages=ASK, max_tokens=2).choices
+    assert asked == ["0", "1"], asked
+    raises(openai.NotFoundError, lambda: patient.chat.completions.create(model="nothing", messages=ASK))
+    assert len(asked) == 3, asked
+
+
 def openai_models():
     assert MODEL in [model.id for model in client.models.list()]
     assert client.models.retrieve(MODEL).object == "model"
@@ -230,6 +300,32 @@ def anthropic_structured_output():
     schema["additionalProperties"] = False
     answer = message(max_tokens=200, output_config={"format": {"type": "json_schema", "schema": schema}})
     assert isinstance(json.loads(answer.content[0].text)["is_sunny"], bool)
+
+
+def anthropic_tools():
+    tool = {"name": "weather", "description": "Tells the weather.", "input_schema": WEATHER}
+    answer = message(tools=[tool], tool_choice={"type": "any", "disable_parallel_tool_use": True}, max_tokens=200)
+    call = answer.content[0]
+    assert answer.stop_reason == "tool_use" and call.type == "tool_use" and call.name == "weather", answer
+    is_weather(call.input)
+    turns = ASK + [
+        {"role": "assistant", "content": answer.content},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "Rain."}]},
+    ]
+    assert message(messages=turns, tools=[tool]).stop_reason
+    with claude.messages.stream(
+        model=MODEL, max_tokens=200, messages=ASK, tools=[tool], tool_choice={"type": "tool", "name": "weather"}, extra_body={"temperature": 0}
+    ) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_message()
+    assert "input_json" in kinds and final.stop_reason == "tool_use", kinds
+    is_weather(final.content[0].input)
+
+
+def anthropic_leaves_a_stream():
+    with message(max_tokens=2000, stream=True) as stream:
+        next(iter(stream))
+    assert message(max_tokens=2).content
 
 
 def anthropic_errors():

@@ -1,4 +1,4 @@
-//! The official Python packages against the server, as they come: `tests/clients/conformance.py`.
+//! The official packages of Python and npm against the server, as they come: `tests/clients/`.
 
 use std::path::Path;
 use std::process::Command;
@@ -33,6 +33,36 @@ fn the_official_python_clients_are_served() {
         .env_remove("ANTHROPIC_API_KEY")
         .output()
         .expect("python runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+}
+
+/// A folder whose `node_modules` has the npm package `openai`, named by `TOKRUN_CLIENTS_NODE`. Required where
+/// `TOKRUN_REQUIRE_NODE` is set; elsewhere a test that lacks it says so.
+fn node_folder() -> Option<String> {
+    let folder = std::env::var("TOKRUN_CLIENTS_NODE").ok();
+    if let Some(folder) = folder.filter(|folder| Path::new(folder).join("node_modules/openai").is_dir()) {
+        return Some(folder);
+    }
+    assert!(
+        std::env::var_os("TOKRUN_REQUIRE_NODE").is_none(),
+        "the npm package `openai` is required: npm install openai, and name the folder in TOKRUN_CLIENTS_NODE"
+    );
+    eprintln!("SKIPPED: TOKRUN_CLIENTS_NODE names no folder with the npm package `openai`");
+    None
+}
+
+#[test]
+fn the_official_npm_client_is_served() {
+    let Some(folder) = node_folder() else { return };
+    let service = Service::with(Choices { context_tokens: 4096, ..Choices::default() });
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/conformance.mjs");
+    let output = Command::new("node")
+        .arg(script)
+        .args([&service.url(""), MODEL])
+        .env("TOKRUN_CLIENTS_NODE", folder)
+        .output()
+        .expect("node runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }

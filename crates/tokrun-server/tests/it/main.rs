@@ -8,5 +8,8 @@ mod ends;
 mod errors;
 mod hostile;
 mod keys;
+mod reasoning;
+mod scripted;
 mod streams;
 mod support;
+mod tools;

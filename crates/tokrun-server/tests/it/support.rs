@@ -10,11 +10,13 @@ use std::thread::JoinHandle;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tokrun_engine::{ChatTemplate, Tokenizer};
+use tokrun_engine::{ChatTemplate, Executor, Tokenizer};
 use tokrun_ledger::{GrantRequest, Ledger, Price};
 use tokrun_model::{LoadOptions, ModelFile};
 use tokrun_runtime::{EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
 use tokrun_server::{ServedModel, Server, ServerOptions};
+
+use crate::scripted::{self, Scripted};
 
 pub(crate) const MODEL: &str = "tiny";
 
@@ -35,6 +37,9 @@ pub(crate) struct Choices {
     pub(crate) waiting_max: usize,
     pub(crate) running_max: usize,
     pub(crate) options: ServerOptions,
+    /// What a model says that a test has written the answer of.
+    pub(crate) says: Option<String>,
+    pub(crate) price: Price,
 }
 
 impl Default for Choices {
@@ -45,6 +50,8 @@ impl Default for Choices {
             waiting_max: 64,
             running_max: 8,
             options: ServerOptions { payer: Some("ada".to_owned()), ..ServerOptions::default() },
+            says: None,
+            price: Price::default(),
         }
     }
 }
@@ -52,6 +59,11 @@ impl Default for Choices {
 impl Service {
     pub(crate) fn new() -> Self {
         Self::with(Choices::default())
+    }
+
+    /// One whose model says this, and has room for what is asked.
+    pub(crate) fn saying(text: &str) -> Self {
+        Self::with(Choices { says: Some(text.to_owned()), context_tokens: 4096, ..Choices::default() })
     }
 
     pub(crate) fn with(choices: Choices) -> Self {
@@ -195,12 +207,23 @@ fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
     object["max_position_embeddings"] = choices.context_tokens.into();
     fs::write(&config, object.to_string()).expect("it can be written");
 
+    if choices.says.is_some() {
+        scripted::teach(&copy);
+    }
     let file = ModelFile::open(&copy).expect("the fixture opens");
     let load = LoadOptions { sequences_max: Some(choices.running_max), threads: Some(1), ..LoadOptions::default() };
+    let tokenizer = Arc::new(Tokenizer::from_assets(file.assets()).expect("its tokenizer works"));
+    let executor: Box<dyn Executor> = match &choices.says {
+        None => file.load(&load).expect("it loads"),
+        Some(text) => {
+            let end = file.assets().end_token_ids[0];
+            Box::new(Scripted::new(&tokenizer, text, end, choices.context_tokens))
+        }
+    };
     let model = TextModel {
         name: MODEL.to_owned(),
-        executor: file.load(&load).expect("it loads"),
-        tokenizer: Arc::new(Tokenizer::from_assets(file.assets()).expect("its tokenizer works")),
+        executor,
+        tokenizer,
         template: ChatTemplate::compile(file.assets()),
         end_tokens: file.assets().end_token_ids.clone(),
     };
@@ -215,7 +238,10 @@ fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
         aliases: vec!["alias".to_owned()],
         runtime: Runtime::start(model, meter, engine).expect("it starts"),
         places: choices.running_max + choices.waiting_max,
-        price: Box::new(Price::default),
+        price: {
+            let price = choices.price;
+            Box::new(move || price)
+        },
         sampling: SamplingParams::default(),
         loaded: jiff::Timestamp::now(),
     }
