@@ -110,7 +110,7 @@ impl Failure {
     pub(crate) fn json(&self) -> serde_json::Value {
         let mut object = serde_json::json!({ "code": self.code, "message": self.message, "hint": self.hint });
         if let Some(reached) = &self.limit {
-            object["limit"] = crate::output::limit_json(reached);
+            object["limit"] = tokrun_ledger::json::limit_reached(reached);
         }
         object
     }

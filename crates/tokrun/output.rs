@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
-use tokrun_ledger::{Credits, LimitReached, MICRO};
+use tokrun_ledger::{Credits, MICRO};
 
 use crate::failure::Status;
 
@@ -77,16 +77,6 @@ pub(crate) fn credits(credits: Credits) -> String {
 pub(crate) fn credits_json(credits: Credits) -> serde_json::Value {
     let micro = credits.micro();
     if micro % MICRO == 0 { (micro / MICRO).into() } else { (micro as f64 / MICRO as f64).into() }
-}
-
-/// A limit that was reached, and when to try again.
-pub(crate) fn limit_json(reached: &LimitReached) -> serde_json::Value {
-    serde_json::json!({
-        "id": reached.id,
-        "what": reached.what,
-        "resets": reached.resets,
-        "retry_after": reached.retry_after_s(jiff::Timestamp::now()),
-    })
 }
 
 /// Bytes in the unit that reads best: `98.4 MB`.

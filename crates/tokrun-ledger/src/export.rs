@@ -50,6 +50,8 @@ pub struct ExportedRequest {
     pub wallet: String,
     /// Its opaque id.
     pub wallet_id: String,
+    /// The name of the key that it came with.
+    pub key: Option<String>,
     /// What it was booked under.
     pub project: Option<String>,
     /// Its tags, a JSON object.
@@ -140,7 +142,8 @@ pub(crate) fn requests(
 ) -> Result<()> {
     let sql = "SELECT r.id, coalesce(n.name, a.id), a.id, r.project, r.tags, r.model, r.device, r.prompt_micro, \
          r.cached_micro, r.output_micro, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.debited, \
-         r.finish_reason, r.started_us, r.ended_us, r.reasoning_micro, r.reasoning_tokens, r.value_nano, r.currency \
+         r.finish_reason, r.started_us, r.ended_us, r.reasoning_micro, r.reasoning_tokens, r.value_nano, r.currency, \
+         r.access_key \
          FROM request_log r JOIN account a ON a.seq = r.wallet \
          LEFT JOIN wallet_name n ON n.wallet = r.wallet WHERE r.ended_us >= ?1 AND r.ended_us < ?2 ORDER BY r.ended_us";
     let mut statement = conn.prepare_cached(sql)?;
@@ -158,6 +161,7 @@ fn request_of(row: &Row<'_>) -> rusqlite::Result<ExportedRequest> {
         id: row.get(0)?,
         wallet: row.get(1)?,
         wallet_id: row.get(2)?,
+        key: row.get("access_key")?,
         project: row.get(3)?,
         tags: row.get(4)?,
         model: row.get(5)?,

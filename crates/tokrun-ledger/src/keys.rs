@@ -95,6 +95,17 @@ pub struct KeyView {
     pub revoked: Option<Timestamp>,
 }
 
+impl KeyView {
+    /// What it is good for at an instant: `valid`, `expired` or `revoked`.
+    pub fn state(&self, now: Timestamp) -> &'static str {
+        match self {
+            KeyView { revoked: Some(_), .. } => "revoked",
+            KeyView { expires: Some(expires), .. } if *expires <= now => "expired",
+            _ => "valid",
+        }
+    }
+}
+
 /// The rows of the table, as they are recorded.
 pub(crate) const RECORDED: Kind = Kind {
     set: "key",

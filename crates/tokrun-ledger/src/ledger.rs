@@ -481,6 +481,7 @@ impl Drop for Inner {
 }
 
 mod agreed;
+mod browse;
 mod people;
 
 #[cfg(test)]

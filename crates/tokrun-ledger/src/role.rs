@@ -40,6 +40,8 @@ pub enum Action {
     Audit,
     /// Create a key of a wallet, with any role.
     IssueKey,
+    /// Create a key of a wallet that reaches no farther than the one that is there.
+    CopyKey,
     /// Rotate or revoke a key of a wallet.
     RenewKey,
     /// Run the service: its models, its settings, its backups.
@@ -60,7 +62,7 @@ impl Role {
         match action {
             Action::Spend | Action::Ask => own && acts,
             Action::Read => own || !matches!(self, Role::Member),
-            Action::Give | Action::RenewKey => own && acts || matches!(self, Role::Admin),
+            Action::Give | Action::CopyKey | Action::RenewKey => own && acts || matches!(self, Role::Admin),
             Action::Fund => !own && matches!(self, Role::Finance | Role::Admin),
             Action::Manage => !own && matches!(self, Role::Admin),
             Action::Price => matches!(self, Role::Finance | Role::Admin),
@@ -99,7 +101,7 @@ impl FromStr for Role {
 mod tests {
     use super::*;
 
-    const ALL: [Action; 11] = [
+    const ALL: [Action; 12] = [
         Action::Spend,
         Action::Read,
         Action::Ask,
@@ -109,6 +111,7 @@ mod tests {
         Action::Price,
         Action::Audit,
         Action::IssueKey,
+        Action::CopyKey,
         Action::RenewKey,
         Action::Operate,
     ];
@@ -119,14 +122,15 @@ mod tests {
 
     #[test]
     fn everybody_may_what_their_role_says_and_no_more() {
-        use Action::{Ask, Audit, Fund, Give, IssueKey, Manage, Operate, Price, Read, RenewKey, Spend};
-        assert_eq!(allowed(Role::Member, true), [Spend, Read, Ask, Give, RenewKey]);
+        use Action::{Ask, Audit, CopyKey, Fund, Give, IssueKey, Manage, Operate, Price, Read, RenewKey, Spend};
+        assert_eq!(allowed(Role::Member, true), [Spend, Read, Ask, Give, CopyKey, RenewKey]);
         assert_eq!(allowed(Role::Member, false), []);
         assert_eq!(allowed(Role::Auditor, true), [Read, Audit]);
         assert_eq!(allowed(Role::Auditor, false), [Read, Audit]);
-        assert_eq!(allowed(Role::Finance, true), [Spend, Read, Ask, Give, Price, Audit, RenewKey]);
+        assert_eq!(allowed(Role::Finance, true), [Spend, Read, Ask, Give, Price, Audit, CopyKey, RenewKey]);
         assert_eq!(allowed(Role::Finance, false), [Read, Fund, Price, Audit]);
-        assert_eq!(allowed(Role::Admin, false), [Read, Give, Fund, Manage, Price, Audit, IssueKey, RenewKey, Operate]);
+        let all = [Read, Give, Fund, Manage, Price, Audit, IssueKey, CopyKey, RenewKey, Operate];
+        assert_eq!(allowed(Role::Admin, false), all);
     }
 
     #[test]

@@ -206,7 +206,7 @@ fn title(kind: StatementKind, is_less: bool) -> &'static str {
 }
 
 /// SQL for the wallets of a statement of `?1`: itself, and with `?2` all that stand under it.
-const MEMBERS: &str = "WITH RECURSIVE member (wallet) AS (SELECT ?1 UNION SELECT w.seq FROM member \
+pub(crate) const MEMBERS: &str = "WITH RECURSIVE member (wallet) AS (SELECT ?1 UNION SELECT w.seq FROM member \
      JOIN wallet w ON w.parent = member.wallet WHERE ?2)";
 
 /// The instants of a statement, µs, the last one excluded.

@@ -7,7 +7,8 @@ use jiff::tz::TimeZone;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 
-use crate::{Credits, LatencyHistogram, LedgerError, Result, query};
+use crate::statement::MEMBERS;
+use crate::{Credits, LatencyHistogram, LedgerError, Result, admin, query};
 
 /// What to report.
 #[derive(Debug, Clone)]
@@ -18,12 +19,16 @@ pub struct UsageQuery {
     pub since: Option<Timestamp>,
     /// Requests that ended before this time.
     pub until: Option<Timestamp>,
+    /// Requests of this wallet alone.
+    pub wallet: Option<String>,
+    /// And of all that stand under it.
+    pub subtree: bool,
 }
 
 impl UsageQuery {
     /// Everything there is.
     pub fn new(by: UsageBy) -> UsageQuery {
-        UsageQuery { by, since: None, until: None }
+        UsageQuery { by, since: None, until: None, wallet: None, subtree: false }
     }
 }
 
@@ -104,15 +109,17 @@ pub(crate) fn usage(conn: &Connection, query: &UsageQuery) -> Result<Vec<UsageRo
         UsageBy::Key => "coalesce(r.access_key, '')",
         UsageBy::Day { .. } => "''",
     };
+    let wallet = query.wallet.as_deref().map(|name| admin::require_wallet(conn, name)).transpose()?;
     let sql = format!(
-        "SELECT {key}, r.ended_us, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, \
+        "{MEMBERS} SELECT {key}, r.ended_us, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.reasoning_tokens, r.debited, \
          r.ttft_us, r.decode_us, r.total_us, r.itl, r.energy_uj FROM request_log r JOIN account a ON a.seq = r.wallet \
-         LEFT JOIN wallet_name n ON n.wallet = r.wallet WHERE r.ended_us >= ?1 AND r.ended_us < ?2 ORDER BY r.seq"
+         LEFT JOIN wallet_name n ON n.wallet = r.wallet WHERE r.ended_us >= ?3 AND r.ended_us < ?4 \
+         AND (?1 IS NULL OR r.wallet IN (SELECT wallet FROM member)) ORDER BY r.seq"
     );
     let since_us = query.since.map_or(i64::MIN, Timestamp::as_microsecond);
     let until_us = query.until.map_or(i64::MAX, Timestamp::as_microsecond);
     let mut statement = conn.prepare_cached(&sql)?;
-    let mut rows = statement.query([since_us, until_us])?;
+    let mut rows = statement.query((wallet.map(|wallet| wallet.seq), query.subtree, since_us, until_us))?;
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let key = match &query.by {

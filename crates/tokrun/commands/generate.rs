@@ -182,7 +182,7 @@ fn json_outcome(
         None => serde_json::Value::Null,
     };
     if let Some(reached) = &outcome.limited {
-        object["limit"] = output::limit_json(reached);
+        object["limit"] = tokrun_ledger::json::limit_reached(reached);
     }
     object
 }

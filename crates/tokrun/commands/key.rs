@@ -1,8 +1,8 @@
 //! `tokrun key`: who may act for a wallet over a service.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
-use tokrun_ledger::{CreatedKey, KeyView, NewKey};
+use serde_json::Value;
+use tokrun_ledger::{CreatedKey, KeyView, NewKey, json as shown};
 
 use super::answer;
 use crate::args::{Format, KeyCommand, KeyCreateArgs};
@@ -37,9 +37,7 @@ fn new(args: KeyCreateArgs) -> NewKey {
 /// In text, stdout has the secret and nothing else, for scripts to take.
 fn tell(created: &CreatedKey, format: Format) {
     if format == Format::Json {
-        let mut shown = json_key(&created.view);
-        shown["secret"] = json!(created.secret);
-        out!("{shown}");
+        out!("{}", shown::created_key(created));
         return;
     }
     match &created.secret {
@@ -53,7 +51,7 @@ fn tell(created: &CreatedKey, format: Format) {
 
 fn list(keys: &[KeyView], format: Format) {
     if format == Format::Json {
-        out!("{}", Value::from_iter(keys.iter().map(json_key)));
+        out!("{}", Value::from_iter(keys.iter().map(shown::key)));
         return;
     }
     let rows = keys.iter().map(|key| {
@@ -63,7 +61,7 @@ fn list(keys: &[KeyView], format: Format) {
             key.role.to_string(),
             scope(key),
             key.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string()),
-            state(key).to_owned(),
+            key.state(Timestamp::now()).to_owned(),
             key.id.clone(),
         ]
     });
@@ -72,14 +70,14 @@ fn list(keys: &[KeyView], format: Format) {
 
 fn show(key: &KeyView, format: Format) {
     match format {
-        Format::Json => out!("{}", json_key(key)),
+        Format::Json => out!("{}", shown::key(key)),
         _ => out!(
             "{}: {} of {}, for {}, {}; created {}, expires {}",
             output::plain(&key.name),
             key.role,
             key.wallet,
             scope(key),
-            state(key),
+            key.state(Timestamp::now()),
             key.created,
             key.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string())
         ),
@@ -89,27 +87,4 @@ fn show(key: &KeyView, format: Format) {
 fn scope(key: &KeyView) -> String {
     let models = key.models.as_ref().map_or_else(|| "all models".to_owned(), ToString::to_string);
     key.project.as_ref().map_or_else(|| models.clone(), |project| format!("{models} in {}", output::plain(project)))
-}
-
-fn state(key: &KeyView) -> &'static str {
-    match key {
-        KeyView { revoked: Some(_), .. } => "revoked",
-        KeyView { expires: Some(expires), .. } if *expires <= Timestamp::now() => "expired",
-        _ => "valid",
-    }
-}
-
-fn json_key(key: &KeyView) -> Value {
-    json!({
-        "id": key.id,
-        "name": key.name,
-        "wallet": key.wallet,
-        "role": key.role,
-        "models": key.models,
-        "project": key.project,
-        "created": key.created,
-        "expires": key.expires,
-        "revoked": key.revoked,
-        "state": state(key),
-    })
 }

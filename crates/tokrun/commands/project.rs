@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tokrun_ledger::{
-    Credits, Ledger, LimitScope, LimitSpan, LimitView, NewLimit, Quota, UsageBy, UsageQuery, UsageRow,
+    Credits, Ledger, LimitScope, LimitSpan, LimitView, NewLimit, Quota, UsageBy, UsageQuery, UsageRow, json,
 };
 
 use super::answer;
-use super::wallet::limits::{json_limit, over};
+use super::wallet::limits::over;
 use crate::args::{BudgetArgs, Every, Format, ProjectCommand};
 use crate::failure::{Failure, Status};
 use crate::output;
@@ -21,7 +21,7 @@ pub(crate) fn run(command: ProjectCommand, format: Format) -> Result<Status, Fai
         ProjectCommand::Budget(args) => {
             let limit = answer::ledger()?.set_limit(budget(args))?;
             match format {
-                Format::Json => out!("{}", json_limit(&limit)),
+                Format::Json => out!("{}", json::limit(&limit)),
                 _ => out!("{}", in_words(&limit)),
             }
         }
@@ -96,6 +96,6 @@ fn json_project(name: &str, Project { used, limits }: &Project) -> Value {
         "total_tokens": used.as_ref().map_or(0, |row| row.total_tokens),
         "debited": output::credits_json(used.as_ref().map_or(Credits::ZERO, |row| row.debited)),
         "unit": "credits",
-        "budgets": limits.iter().map(json_limit).collect::<Value>(),
+        "budgets": limits.iter().map(json::limit).collect::<Value>(),
     })
 }

@@ -1,7 +1,7 @@
 //! `tokrun usage`: what was served to whom, and how fast.
 
-use serde_json::{Value, json};
-use tokrun_ledger::{Percentiles, UsageBy, UsageQuery, UsageRow};
+use serde_json::Value;
+use tokrun_ledger::{Percentiles, UsageBy, UsageQuery, UsageRow, json};
 
 use super::answer;
 use crate::args::{Format, GroupBy, UsageArgs};
@@ -16,9 +16,10 @@ pub(crate) fn run(args: &UsageArgs, format: Format) -> Result<Status, Failure> {
         GroupBy::Key => (UsageBy::Key, "key"),
         GroupBy::Day => (UsageBy::Day { time_zone: jiff::tz::TimeZone::system() }, "day"),
     };
-    let rows = answer::ledger_to_read()?.usage(&UsageQuery { by, since: args.since, until: args.until })?;
+    let rows =
+        answer::ledger_to_read()?.usage(&UsageQuery { since: args.since, until: args.until, ..UsageQuery::new(by) })?;
     if format == Format::Json {
-        out!("{}", Value::from_iter(rows.iter().map(|row| json_row(name, row))));
+        out!("{}", Value::from_iter(rows.iter().map(|row| json::usage(name, row))));
         return Ok(Status::Done);
     }
     let header = [
@@ -51,25 +52,4 @@ fn text_row(row: &UsageRow) -> Vec<String> {
         of(&row.itl_ms, |ms| ms.p99),
         row.energy_joules.map_or_else(String::new, |joules| format!("{joules:.1}")),
     ]
-}
-
-fn json_row(name: &str, row: &UsageRow) -> Value {
-    let percentiles = |percentiles: &Option<Percentiles>| {
-        percentiles.as_ref().map(|ms| json!({ "p50": ms.p50, "p95": ms.p95, "p99": ms.p99 }))
-    };
-    json!({
-        name: row.key,
-        "requests": row.requests,
-        "prompt_tokens": row.prompt_tokens,
-        "cached_tokens": row.cached_tokens,
-        "completion_tokens": row.output_tokens,
-        "total_tokens": row.total_tokens,
-        "debited": output::credits_json(row.debited),
-        "unit": "credits",
-        "tokens_per_s": row.tokens_per_s,
-        "decode_tokens_per_s": row.decode_tokens_per_s,
-        "ttft_ms": percentiles(&row.ttft_ms),
-        "itl_ms": percentiles(&row.itl_ms),
-        "energy_joules": row.energy_joules,
-    })
 }

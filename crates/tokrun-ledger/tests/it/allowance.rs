@@ -452,7 +452,7 @@ fn usage_merges_histograms_per_user_model_and_day() {
     assert_eq!(days(0), named(&[("2026-01-01", 1), ("2026-01-02", 2), ("2026-01-03", 2)]));
     assert_eq!(days(-1), named(&[("2026-01-01", 2), ("2026-01-02", 2), ("2026-01-03", 1)]));
     let noon = Some(at(START_US + 86_400_000_000));
-    let query = UsageQuery { by: UsageBy::User, since: noon, until: None };
+    let query = UsageQuery { since: noon, ..UsageQuery::new(UsageBy::User) };
     assert_eq!(ledger.usage(&query).unwrap().iter().map(|row| row.requests).sum::<u64>(), 4);
     verify(&ledger);
 }

@@ -1,13 +1,11 @@
 //! `tokrun wallet grant` and `transfer`: what a wallet is given.
 
-use serde_json::{Value, json};
 use tokrun_ledger::{
     Credits, Deposit, GrantClass, GrantRequest, GrantTerms, GrantView, Ledger, Period, RecurringGrant, RecurringView,
-    Share, Transferred, Vesting, WalletView,
+    Transferred, Vesting, WalletView, json,
 };
 
 use super::period;
-use super::show::{json_grant, json_recurring, json_wallet};
 use crate::args::{CreditTermsArgs, DepositArgs, Format, GrantArgs};
 use crate::failure::Failure;
 use crate::output;
@@ -63,10 +61,9 @@ fn terms(args: CreditTermsArgs) -> GrantTerms {
 }
 
 pub(super) fn deposit(ledger: &Ledger, args: DepositArgs, format: Format) -> Result<(), Failure> {
-    let amount = args.amount;
     let shares = ledger.deposit(Deposit {
         wallet: args.wallet,
-        amount,
+        amount: args.amount,
         weights: args.weights,
         priority: args.priority,
         expires: args.expires,
@@ -75,9 +72,7 @@ pub(super) fn deposit(ledger: &Ledger, args: DepositArgs, format: Format) -> Res
         idempotency_key: args.idempotency_key,
     })?;
     if format == Format::Json {
-        let share = |share: &Share| json!({ "wallet": share.wallet, "grant": share.grant, "amount": output::credits_json(share.amount) });
-        let shares = shares.iter().map(share).collect::<Value>();
-        out!("{}", json!({ "amount": output::credits_json(amount), "unit": "credits", "shares": shares }));
+        out!("{}", json::deposited(&shares));
         return Ok(());
     }
     let rows = shares.iter().map(|share| vec![share.wallet.clone(), output::credits(share.amount)]);
@@ -88,8 +83,7 @@ pub(super) fn deposit(ledger: &Ledger, args: DepositArgs, format: Format) -> Res
 fn granted_vesting(parts: &[GrantView], wallet: &WalletView, format: Format) {
     let Some((first, last)) = parts.first().zip(parts.last()) else { return };
     if format == Format::Json {
-        let grants = parts.iter().map(json_grant).collect::<Value>();
-        out!("{}", json!({ "vesting": first.vesting, "grants": grants, "wallet": json_wallet(wallet) }));
+        out!("{}", json::granted_vesting(parts, wallet));
         return;
     }
     out!(
@@ -104,7 +98,7 @@ fn granted_vesting(parts: &[GrantView], wallet: &WalletView, format: Format) {
 
 fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
     if format == Format::Json {
-        out!("{}", json!({ "grant": json_grant(grant), "wallet": json_wallet(wallet) }));
+        out!("{}", json::granted(grant, wallet));
         return;
     }
     out!(
@@ -117,7 +111,7 @@ fn granted(grant: &GrantView, wallet: &WalletView, format: Format) {
 
 fn granted_every(recurring: &RecurringView, wallet: &WalletView, format: Format) {
     if format == Format::Json {
-        out!("{}", json!({ "recurring": json_recurring(recurring), "wallet": json_wallet(wallet) }));
+        out!("{}", json::granted_every(recurring, wallet));
         return;
     }
     out!(
@@ -133,8 +127,7 @@ fn granted_every(recurring: &RecurringView, wallet: &WalletView, format: Format)
 pub(super) fn transferred(done: &Transferred, format: Format) {
     let amount = done.amount;
     if format == Format::Json {
-        let (from, to) = (json_wallet(&done.from), json_wallet(&done.to));
-        out!("{}", json!({ "amount": output::credits_json(amount), "from": from, "to": to }));
+        out!("{}", json::transferred(done));
         return;
     }
     out!(

@@ -1,7 +1,7 @@
 //! `tokrun wallet limit`: how much in how long.
 
 use serde_json::{Value, json};
-use tokrun_ledger::{Ledger, LimitScope, LimitSpan, LimitView, NewLimit, Quota};
+use tokrun_ledger::{Ledger, LimitScope, LimitSpan, LimitView, NewLimit, Quota, json};
 
 use crate::args::{Format, LimitCommand, LimitSetArgs, Span};
 use crate::failure::{Failure, Status};
@@ -19,7 +19,7 @@ pub(crate) fn run(ledger: &Ledger, command: LimitCommand, format: Format) -> Res
         LimitCommand::Set(args) => {
             let limit = ledger.set_limit(new(args)?)?;
             match format {
-                Format::Json => out!("{}", json_limit(&limit)),
+                Format::Json => out!("{}", json::limit(&limit)),
                 _ => out!("{} {} of {}", limit.quota, over(limit.span), scope(&limit.scope)),
             }
         }
@@ -61,7 +61,7 @@ fn new(args: LimitSetArgs) -> Result<NewLimit, Failure> {
 
 fn list(limits: &[LimitView], format: Format) {
     if format == Format::Json {
-        out!("{}", Value::from_iter(limits.iter().map(json_limit)));
+        out!("{}", Value::from_iter(limits.iter().map(json::limit)));
         return;
     }
     let rows = limits.iter().map(|limit| {
@@ -93,25 +93,5 @@ pub(crate) fn over(span: LimitSpan) -> &'static str {
         LimitSpan::Day => "a day",
         LimitSpan::Week => "a week",
         LimitSpan::Month => "a month",
-    }
-}
-
-pub(crate) fn json_limit(limit: &LimitView) -> Value {
-    json!({
-        "id": limit.id,
-        "scope": limit.scope,
-        "measure": limit.quota.measure(),
-        "per": limit.span,
-        "amount": amount(limit.quota),
-        "used": limit.used.map(amount),
-        "resets": limit.resets,
-        "warn": limit.warn,
-    })
-}
-
-fn amount(quota: Quota) -> Value {
-    match quota {
-        Quota::Tokens(count) | Quota::Requests(count) => count.into(),
-        Quota::Credits(credits) => output::credits_json(credits),
     }
 }

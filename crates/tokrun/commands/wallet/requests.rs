@@ -1,7 +1,7 @@
 //! `tokrun wallet request`, `requests`, `approve` and `deny`: what is asked for, and what comes of it.
 
-use serde_json::{Value, json};
-use tokrun_ledger::{Approval, AskState, AskView, Ledger, NewAsk};
+use serde_json::Value;
+use tokrun_ledger::{Approval, AskState, AskView, Ledger, NewAsk, json};
 
 use crate::args::{ApproveArgs, Format, RequestArgs};
 use crate::failure::Failure;
@@ -24,7 +24,7 @@ pub(super) fn list(ledger: &Ledger, user: Option<&str>, open: bool, format: Form
     let mut asks = ledger.asks(user)?;
     asks.retain(|ask| !open || ask.state == AskState::Open);
     if format == Format::Json {
-        out!("{}", Value::from_iter(asks.iter().map(json_ask)));
+        out!("{}", Value::from_iter(asks.iter().map(json::ask)));
         return Ok(());
     }
     let rows = asks.iter().map(|ask| {
@@ -44,26 +44,10 @@ pub(super) fn list(ledger: &Ledger, user: Option<&str>, open: bool, format: Form
 
 pub(super) fn show(ask: &AskView, format: Format) {
     if format == Format::Json {
-        out!("{}", json_ask(ask));
+        out!("{}", json::ask(ask));
         return;
     }
     let given = ask.given.map_or_else(String::new, |given| format!(", {} given", output::credits(given)));
     let why = ask.answer.as_ref().map_or_else(String::new, |why| format!(": {}", output::plain(why)));
     out!("{}: {} for {}, {}{given}{why}", ask.id, output::credits(ask.amount), ask.wallet, ask.state);
-}
-
-fn json_ask(ask: &AskView) -> Value {
-    json!({
-        "id": ask.id,
-        "wallet": ask.wallet,
-        "amount": output::credits_json(ask.amount),
-        "reason": ask.reason,
-        "created": ask.created,
-        "state": ask.state,
-        "answered": ask.answered,
-        "answer": ask.answer,
-        "given": ask.given.map(output::credits_json),
-        "grants": ask.grants,
-        "unit": "credits",
-    })
 }

@@ -1,9 +1,7 @@
 //! `tokrun wallet refund` and `correct`: what is taken back.
 
-use serde_json::json;
-use tokrun_ledger::{Credits, Reversed};
+use tokrun_ledger::{Credits, Reversed, json};
 
-use super::show::json_wallet;
 use crate::args::Format;
 use crate::output;
 
@@ -17,18 +15,7 @@ pub(super) fn corrected(done: &Reversed, format: Format) {
 
 fn tell(done: &Reversed, of: &str, did: &str, format: Format) {
     if format == Format::Json {
-        out!(
-            "{}",
-            json!({
-                "entry": done.entry,
-                of: done.of,
-                "amount": output::credits_json(done.amount),
-                "expired": output::credits_json(done.expired),
-                "reversed": output::credits_json(done.reversed),
-                "unit": "credits",
-                "wallet": json_wallet(&done.wallet),
-            })
-        );
+        out!("{}", json::reversed(done, of));
         return;
     }
     out!(

@@ -1,17 +1,15 @@
 //! `tokrun wallet list` and `show`: what a wallet has.
 
 use jiff::tz::TimeZone;
-use serde_json::{Value, json};
-use tokrun_ledger::{
-    Credits, DrawTerms, Forecast, GrantClass, GrantKind, GrantState, GrantView, RecurringView, WalletView,
-};
+use serde_json::Value;
+use tokrun_ledger::{Credits, DrawTerms, Forecast, GrantClass, GrantKind, GrantState, GrantView, WalletView, json};
 
 use crate::args::Format;
 use crate::output;
 
 pub(super) fn list(wallets: &[WalletView], format: Format) {
     if format == Format::Json {
-        out!("{}", Value::from_iter(wallets.iter().map(json_wallet)));
+        out!("{}", Value::from_iter(wallets.iter().map(json::wallet)));
         return;
     }
     let rows = as_tree(wallets).into_iter().map(|(level, wallet)| {
@@ -51,24 +49,11 @@ fn as_tree(wallets: &[WalletView]) -> Vec<(usize, &WalletView)> {
 /// One wallet, and how long it lasts.
 pub(super) fn show_with_forecast(wallet: &WalletView, forecast: Option<&Forecast>, format: Format) {
     if format == Format::Json {
-        let mut shown = json_wallet(wallet);
-        shown["forecast"] = json_forecast(forecast);
-        out!("{shown}");
+        out!("{}", json::wallet_with_forecast(wallet, forecast));
         return;
     }
     show(wallet, format);
     out!("{}", text_forecast(forecast, &wallet.zone));
-}
-
-/// `null` where it cannot be told.
-pub(super) fn json_forecast(forecast: Option<&Forecast>) -> Value {
-    forecast.map_or(Value::Null, |forecast| {
-        json!({
-            "per_day": output::credits_json(forecast.per_day),
-            "days_seen": forecast.days_seen,
-            "until": forecast.until,
-        })
-    })
 }
 
 pub(super) fn text_forecast(forecast: Option<&Forecast>, zone: &str) -> String {
@@ -85,7 +70,7 @@ pub(super) fn text_forecast(forecast: Option<&Forecast>, zone: &str) -> String {
 
 pub(super) fn show(wallet: &WalletView, format: Format) {
     if format == Format::Json {
-        out!("{}", json_wallet(wallet));
+        out!("{}", json::wallet(wallet));
         return;
     }
     let separator = if wallet.frozen { ", " } else { "" };
@@ -155,71 +140,4 @@ fn state(state: GrantState) -> &'static str {
         GrantState::Expired => "expired",
         GrantState::Void => "void",
     }
-}
-
-pub(super) fn json_wallet(wallet: &WalletView) -> Value {
-    json!({
-        "wallet": wallet.name,
-        "id": wallet.id,
-        "balance": output::credits_json(wallet.balance),
-        "drawable": output::credits_json(wallet.drawable),
-        "kind": wallet.kind,
-        "parent": wallet.parent,
-        "team": wallet.team,
-        "zone": wallet.zone,
-        "overdraft": output::credits_json(wallet.overdraft),
-        "draw": wallet.draw.map(|draw| json!({
-            "cap": draw.cap.map(output::credits_json),
-            "every": draw.every,
-            "drawn": output::credits_json(wallet.drawn),
-        })),
-        "in_flight": output::credits_json(wallet.in_flight),
-        "unit": "credits",
-        "frozen": wallet.frozen,
-        "closed": wallet.closed,
-        "delegation": wallet.delegation.as_ref().map(|delegation| json!({
-            "from": delegation.from,
-            "amount": output::credits_json(delegation.amount),
-            "created": delegation.created,
-            "expires": delegation.expires,
-        })),
-        "recurring": wallet.recurring.iter().map(json_recurring).collect::<Value>(),
-        "grants": wallet.grants.iter().map(json_grant).collect::<Value>(),
-    })
-}
-
-pub(super) fn json_grant(grant: &GrantView) -> Value {
-    json!({
-        "id": grant.id,
-        "kind": grant.kind,
-        "state": grant.state,
-        "amount": output::credits_json(grant.amount),
-        "remaining": output::credits_json(grant.remaining),
-        "priority": grant.priority,
-        "effective": grant.effective,
-        "expires": grant.expires,
-        "memo": grant.memo,
-        "class": grant.terms.class,
-        "models": grant.terms.scope,
-        "value": grant.terms.value,
-        "vesting": grant.vesting,
-    })
-}
-
-pub(super) fn json_recurring(recurring: &RecurringView) -> Value {
-    json!({
-        "id": recurring.id,
-        "amount": output::credits_json(recurring.amount),
-        "priority": recurring.priority,
-        "every": recurring.every,
-        "on": recurring.on,
-        "zone": recurring.zone,
-        "rollover": output::credits_json(recurring.rollover),
-        "next": recurring.next,
-        "until": recurring.until,
-        "memo": recurring.memo,
-        "class": recurring.terms.class,
-        "models": recurring.terms.scope,
-        "value": recurring.terms.value,
-    })
 }

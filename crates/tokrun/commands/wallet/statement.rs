@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokrun_ledger::{Credits, Ledger, Spent, Statement, StatementKind, StatementLine, StatementQuery};
 
-use super::show::{json_forecast, text_forecast};
+use super::show::text_forecast;
 use crate::args::{Format, StatementArgs};
 use crate::failure::{Failure, Status};
 use crate::{home, output};
@@ -26,7 +26,7 @@ pub(super) fn run(ledger: &Ledger, args: &StatementArgs, format: Format) -> Resu
     match format {
         Format::Json => {
             let mut shown = json_statement(&statement);
-            shown["forecast"] = json_forecast(forecast.as_ref().filter(|_| tells));
+            shown["forecast"] = tokrun_ledger::json::forecast(forecast.as_ref().filter(|_| tells));
             out!("{shown}");
         }
         Format::Csv => out!("{}", csv_statement(&statement)?.trim_end()),
