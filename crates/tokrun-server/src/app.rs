@@ -4,17 +4,22 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use tokio::sync::Semaphore;
 use tokrun_ledger::Ledger;
 
+use crate::descriptors;
 use crate::error::ApiError;
+use crate::links::Links;
 use crate::listen;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::models::{Models, ServedModel};
+use crate::sessions::Sessions;
+use crate::signals;
+use crate::tls::Tls;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -37,6 +42,10 @@ pub struct ServerOptions {
     pub idle_timeout: Duration,
     /// How long a client may leave unread what it was sent, before its request is ended.
     pub stall_timeout: Duration,
+    /// So many people's balances may be in the metrics.
+    pub metrics_users: usize,
+    /// Speaks TLS.
+    pub tls: Option<Arc<Tls>>,
     /// How long requests may go on when the server is to end; what then still runs is cancelled and settled.
     pub drain: Duration,
 }
@@ -53,6 +62,8 @@ impl Default for ServerOptions {
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(120),
+            metrics_users: 0,
+            tls: None,
             drain: Duration::from_secs(30),
         }
     }
@@ -61,13 +72,31 @@ impl Default for ServerOptions {
 /// What every request sees.
 pub(crate) struct App {
     pub(crate) ledger: Ledger,
+    /// The same, for reading what takes a while: nobody's request waits for it.
+    pub(crate) books: Ledger,
     pub(crate) models: Models,
     pub(crate) options: ServerOptions,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) live: Arc<Live>,
+    pub(crate) sessions: Sessions,
+    pub(crate) links: Links,
+    pub(crate) begun: Instant,
     /// KiB of bodies that may still be read.
     pub(crate) bodies: Arc<Semaphore>,
     draining: AtomicBool,
+    hook: Hook,
+}
+
+/// What whoever runs the server wants to hear of.
+type Hook = Box<dyn Fn(Moment) + Send + Sync>;
+
+/// A moment in a server's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A signal (SIGHUP) says to read again what is read once. Comes on a thread that may block.
+    Reload,
+    /// It takes no more requests, and ends when those that run have ended.
+    Ending,
 }
 
 impl App {
@@ -76,8 +105,17 @@ impl App {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Has read again what is read once: certificates, and what whoever runs the server knows of.
+    pub(crate) fn reload(&self) {
+        if let Some(Err(error)) = self.options.tls.as_ref().map(|tls| tls.reload()) {
+            tracing::error!(%error, "the certificate stays as it was");
+        }
+        (self.hook)(Moment::Reload);
+    }
+
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        (self.hook)(Moment::Ending);
     }
 
     /// Does what may block on a thread for that.
@@ -107,17 +145,32 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 impl Server {
     /// A service that does not listen yet.
     pub fn new(ledger: Ledger, models: Vec<ServedModel>, options: ServerOptions) -> Self {
+        Self::with_hook(ledger, models, options, |_| {})
+    }
+
+    /// As [`new`](Self::new); `hook` hears of the moments of its life.
+    pub fn with_hook(
+        ledger: Ledger,
+        models: Vec<ServedModel>,
+        options: ServerOptions,
+        hook: impl Fn(Moment) + Send + Sync + 'static,
+    ) -> Self {
         let models = Models::new(models);
         let metrics = Arc::new(Metrics::new(&models));
         let bodies = Arc::new(Semaphore::new(options.bodies_bytes_max >> 10));
         Self {
             app: Arc::new(App {
+                books: Ledger::open_read_only(ledger.path()).unwrap_or_else(|_| ledger.clone()),
+                links: Links::of(&ledger),
                 ledger,
                 models,
                 metrics,
                 live: Arc::default(),
+                sessions: Sessions::default(),
+                begun: Instant::now(),
                 bodies,
                 draining: AtomicBool::new(false),
+                hook: Box::new(hook),
                 options,
             }),
         }
@@ -136,7 +189,8 @@ impl Server {
             .enable_all()
             .build()?;
         let served = runtime.block_on(async {
-            let signals = listen::signals()?;
+            let signals = signals::to_end()?;
+            signals::reload(&self.app)?;
             let mut again = signals.resubscribe();
             let mut first = signals;
             let first = async move { drop(first.recv().await) };
@@ -160,6 +214,7 @@ impl Server {
         ends: impl Future<Output = ()>,
         now: impl Future<Output = ()>,
     ) -> io::Result<()> {
+        descriptors::make_room(self.app.options.connections_max);
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let mut connections = listen::accept(&self.app, listener, ends).await;

@@ -6,12 +6,14 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
+use jiff::Timestamp;
 use tokrun_ledger::{Action, KeyView, ModelScope, Role};
 use tokrun_runtime::Payer;
 
 use crate::app::App;
 use crate::error::{ApiError, Dialect};
 use crate::models::Model;
+use crate::sessions;
 
 /// Whoever a request comes from, and what it is booked under.
 #[derive(Clone, Debug)]
@@ -75,13 +77,33 @@ impl FromRequestParts<Arc<App>> for Caller {
 }
 
 /// The secret that came along: `Authorization: Bearer`, or `x-api-key` as Anthropic's clients have it.
-fn secret(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn secret(headers: &HeaderMap) -> Option<String> {
     let bearer = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| {
         let (scheme, secret) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(secret.trim())
     });
     let secret = bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()));
     secret.map(str::to_owned)
+}
+
+/// The key that somebody administers with: its secret came along, or that of a session which it was shown to once.
+pub(crate) async fn key_or_session(app: &Arc<App>, headers: &HeaderMap) -> Result<KeyView, ApiError> {
+    let secret = secret(headers).ok_or_else(|| ApiError::unauthorized("You did not provide an API key."))?;
+    let key = app.blocking(move |app| {
+        if secret.starts_with(sessions::PREFIX) {
+            let key_id = app.sessions.key_id(&secret);
+            return valid_key(app, &key_id.ok_or_else(|| ApiError::unauthorized("This session has ended."))?);
+        }
+        app.ledger.authenticate(&secret).map_err(|error| ApiError::from(&error))
+    });
+    key.await
+}
+
+/// The key of this id, if it is still good for anything.
+pub(crate) fn valid_key(app: &App, key_id: &str) -> Result<KeyView, ApiError> {
+    let key = app.ledger.key(key_id).map_err(|_| ApiError::unauthorized("This session has ended."))?;
+    let is_valid = key.state(Timestamp::now()) == "valid";
+    if is_valid { Ok(key) } else { Err(ApiError::unauthorized("This session has ended.")) }
 }
 
 /// How the secret of a key begins, a mistyped one's too.

@@ -32,6 +32,13 @@ impl Payload {
     }
 }
 
+impl Payload {
+    /// As [`parse`](Self::parse); who says nothing wants what is usual.
+    pub(crate) fn parse_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, ApiError> {
+        if self.bytes.is_empty() { Ok(T::default()) } else { self.parse() }
+    }
+}
+
 fn wrong(path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     // serde also lists all fields that it knows.

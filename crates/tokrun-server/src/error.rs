@@ -70,6 +70,17 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
     }
 
+    /// What the ledger does not change.
+    pub(crate) fn refused(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, "invalid_request_error", Some(code), message)
+    }
+
+    /// Nobody asked for an allowance under this id.
+    pub(crate) fn unknown_ask(id: &str) -> Self {
+        let message = format!("There is no request for an allowance `{id}`.");
+        Self::refused(StatusCode::NOT_FOUND, "unknown_request", message)
+    }
+
     pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", Some(code), message)
     }

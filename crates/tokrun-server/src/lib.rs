@@ -7,17 +7,22 @@
 //!
 //! Whatever may block (the ledger, templates, tokenizers) runs on threads for that, never on those that serve connections.
 
+mod admin;
 mod answers;
 mod anthropic;
 mod app;
 mod asked;
 mod auth;
+mod balances;
 mod begin;
 mod body;
 mod content;
+mod dashboard;
+mod descriptors;
 mod error;
 mod health;
 mod limits;
+mod links;
 mod listen;
 mod live;
 mod metrics;
@@ -27,11 +32,16 @@ mod reply;
 mod responses;
 mod routes;
 mod said;
+mod sessions;
+mod signals;
 mod sse;
+mod tls;
 mod tokens;
 mod tools;
 mod usage;
 
-pub use app::{Server, ServerOptions};
+pub use app::{Moment, Server, ServerOptions};
 pub use axum::http::StatusCode;
+pub use links::Links;
 pub use models::ServedModel;
+pub use tls::Tls;

@@ -1,7 +1,6 @@
 //! Connections: how many, for how long, and how they end.
 
 use std::convert::Infallible;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +16,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::app::{App, ServerOptions};
@@ -54,23 +53,6 @@ impl Connections {
     }
 }
 
-/// Every signal that says to end.
-pub(crate) fn signals() -> io::Result<broadcast::Receiver<()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (sender, receiver) = broadcast::channel(16);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            // Nobody hears it once the server has ended.
-            let _ = sender.send(());
-        }
-    });
-    Ok(receiver)
-}
-
 /// Accepts connections until `ends`.
 pub(crate) async fn accept(app: &Arc<App>, listener: TcpListener, ends: impl Future<Output = ()>) -> Connections {
     let router = routes::router(app);
@@ -94,7 +76,7 @@ pub(crate) async fn accept(app: &Arc<App>, listener: TcpListener, ends: impl Fut
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = serve(Arc::clone(app), router.clone(), stream, connections.ending.subscribe());
+                let connection = connect(Arc::clone(app), router.clone(), stream, connections.ending.subscribe());
                 connections.tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -108,11 +90,27 @@ pub(crate) async fn accept(app: &Arc<App>, listener: TcpListener, ends: impl Fut
     }
 }
 
-async fn serve(app: Arc<App>, router: Router, stream: TcpStream, mut ending: watch::Receiver<bool>) {
+async fn connect(app: Arc<App>, router: Router, stream: TcpStream, ending: watch::Receiver<bool>) {
     // Tokens are small and each is waited for. Whoever reads slowly soon holds its own answer back; the kernel would let
     // megabytes wait. Where neither can be set, all else still holds.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER_BYTES);
+    match app.options.tls.clone() {
+        None => serve(app, router, stream, ending).await,
+        Some(tls) => {
+            if let Some(stream) = tls.accept(stream, app.options.head_timeout).await {
+                serve(app, router, stream, ending).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    app: Arc<App>,
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    mut ending: watch::Receiver<bool>,
+) {
     let activity = Activity::new();
     let answering = Arc::clone(&activity);
     let router = TowerToHyperService::new(router);

@@ -1,23 +1,25 @@
 //! What the server counts, for Prometheus: under vLLM's names and buckets where it has them, under `tokrun_` what only a
-//! metered server knows. No label names a person.
+//! metered server knows. No label names a person, unless the operator wants balances of people (`balances`).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use axum::extract::State;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use serde_json::{Value, json};
 use tokrun_ledger::FinishReason;
 use tokrun_runtime::{Event, GenerateRequest, Outcome};
 
 use crate::app::App;
+use crate::balances;
 use crate::models::{Model, Models};
 
 const TTFT_S: [f64; 22] = [
@@ -98,6 +100,7 @@ pub(crate) struct Metrics {
     debited_tokens: Family<OfKind, Counter>,
     debited_credits: Family<OfModel, Counter<f64, AtomicU64>>,
     discarded_tokens: Family<OfModel, Counter>,
+    energy: Family<OfModel, Counter<f64, AtomicU64>>,
     commit_wait: Histograms,
     refusals: Family<OfReason, Counter>,
     places_taken: Family<OfModel, Gauge>,
@@ -129,6 +132,7 @@ impl Metrics {
             debited_tokens: Family::default(),
             debited_credits: Family::default(),
             discarded_tokens: Family::default(),
+            energy: Family::default(),
             commit_wait: histograms(&COMMIT_S),
             refusals: Family::default(),
             places_taken: Family::default(),
@@ -171,6 +175,7 @@ impl Metrics {
         register(registry, "tokrun_debited_tokens", "Tokens paid, by kind", &self.debited_tokens);
         register(registry, "tokrun_debited_credits", "Credits paid by settled requests", &self.debited_credits);
         register(registry, "tokrun_discarded_tokens", "Tokens computed past an end, uncharged", &self.discarded_tokens);
+        register(registry, "tokrun_energy_joules", "Energy of settled requests, where it is measured", &self.energy);
         register(
             registry,
             "tokrun_commit_wait_seconds",
@@ -188,6 +193,29 @@ impl Metrics {
         if let Some(reason) = refused {
             self.refusals.get_or_create(&OfReason { reason }).inc();
         }
+    }
+
+    /// How busy a model is, for the dashboard.
+    pub(crate) fn of(&self, model: &Model) -> Value {
+        let of_model = of_model(model.name());
+        let step = model.runtime().metrics();
+        let info = model.runtime().info();
+        json!({
+            "model": model.name(),
+            "device": info.device,
+            "context_tokens": info.context_tokens,
+            "sequences_max": info.sequences_max,
+            "running": step.running,
+            "waiting": step.waiting,
+            "places": model.served.places,
+            "places_taken": model.places_taken(),
+            "kv_blocks": step.blocks,
+            "kv_blocks_used": step.blocks_used,
+            "preemptions": step.preemptions,
+            "prompt_tokens": self.prompt_tokens.get_or_create(&of_model).get(),
+            "output_tokens": self.generation_tokens.get_or_create(&of_model).get(),
+            "energy_joules": self.energy.get(&of_model).map(|energy| energy.get()),
+        })
     }
 
     fn scrape(&self, models: &Models) {
@@ -209,10 +237,15 @@ impl Metrics {
 }
 
 /// For Prometheus.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     app.metrics.scrape(&app.models);
+    let balances = match balances::of(&app, &headers).await {
+        Ok(balances) => balances,
+        Err(error) => return error.into_response(),
+    };
     let mut text = String::new();
-    if encode(&mut text, &app.metrics.registry).is_err() {
+    let encoded = [&app.metrics.registry, &balances].into_iter().try_for_each(|part| encode_registry(&mut text, part));
+    if encoded.and_then(|()| encode_eof(&mut text)).is_err() {
         return crate::error::ApiError::panicked().into_response();
     }
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -266,6 +299,9 @@ impl Observed {
         if let Some(allowance) = &outcome.allowance {
             let credits = allowance.debited.micro() as f64 / tokrun_ledger::MICRO as f64;
             metrics.debited_credits.get_or_create(of_model).inc_by(credits);
+        }
+        if let Some(energy_uj) = outcome.energy_uj {
+            metrics.energy.get_or_create(of_model).inc_by(energy_uj as f64 / 1e6);
         }
         let finished_reason = reason(outcome.finish_reason);
         let of_end = OfEnd { model_name: of_model.model_name.clone(), engine: of_model.engine, finished_reason };

@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::error::{ApiError, Dialect, Refused};
-use crate::{anthropic, health, metrics, openai, responses, tokens, usage};
+use crate::{admin, anthropic, dashboard, health, metrics, openai, responses, tokens, usage};
 
 /// What a request is called, in its response's headers and in the ledger.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .route("/v1/organization/costs", get(usage::costs))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .merge(dashboard::router())
+        .nest("/admin/v1", admin::router())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(app), every))

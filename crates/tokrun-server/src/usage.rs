@@ -18,7 +18,7 @@ use crate::reply::ok;
 
 /// What the caller has, and what was used of it.
 pub(crate) async fn me(State(app): State<Arc<App>>, caller: Caller) -> Response {
-    let usage = app.blocking(move |app| own(&app.ledger, &caller).map_err(|error| ApiError::from(&error)));
+    let usage = app.blocking(move |app| own(&app.books, &caller).map_err(|error| ApiError::from(&error)));
     usage.await.map_or_else(IntoResponse::into_response, |usage| ok(&usage))
 }
 
@@ -27,7 +27,8 @@ fn own(ledger: &Ledger, caller: &Caller) -> Result<Value, LedgerError> {
     let zone = TimeZone::get(&wallet.zone).unwrap_or(TimeZone::UTC);
     let today = zone.to_datetime(Timestamp::now()).date();
     let since = today.first_of_month().to_zoned_datetime(zone).ok().map(|month| month.timestamp());
-    let used = ledger.usage(&UsageQuery { since, ..UsageQuery::new(UsageBy::User) })?;
+    let used =
+        ledger.usage(&UsageQuery { since, wallet: Some(caller.wallet.clone()), ..UsageQuery::new(UsageBy::User) })?;
     let refills = wallet.recurring.iter().map(|grant| json!({ "at": grant.next, "amount": grant.amount }));
     Ok(json!({
         "object": "usage.me",
@@ -40,7 +41,7 @@ fn own(ledger: &Ledger, caller: &Caller) -> Result<Value, LedgerError> {
         "frozen": wallet.frozen,
         "refills": refills.collect::<Vec<_>>(),
         "forecast": ledger.forecast(&caller.wallet)?,
-        "this_month": used.into_iter().find(|row| row.key == caller.wallet),
+        "this_month": used.into_iter().next(),
     }))
 }
 
@@ -57,7 +58,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, caller: Caller, Raw
             "num_model_requests": group.sums.requests,
             "project_id": group.key.project_id,
             "user_id": group.key.user_id,
-            "api_key_id": null,
+            "api_key_id": group.key.api_key_id,
             "model": group.key.model,
             "batch": null,
             "service_tier": null,
@@ -103,6 +104,7 @@ struct Query {
     models: Vec<String>,
     user_ids: Vec<String>,
     project_ids: Vec<String>,
+    api_key_ids: Vec<String>,
 }
 
 /// How results are told apart.
@@ -111,6 +113,7 @@ struct By {
     model: bool,
     user: bool,
     project: bool,
+    key: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,6 +121,7 @@ struct GroupKey {
     model: Option<String>,
     user_id: Option<String>,
     project_id: Option<String>,
+    api_key_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -151,6 +155,7 @@ impl Query {
             models: Vec::new(),
             user_ids: Vec::new(),
             project_ids: Vec::new(),
+            api_key_ids: Vec::new(),
         };
         let mut page = None;
         for (name, value) in pairs {
@@ -166,6 +171,7 @@ impl Query {
                 "models" => query.models.push(value),
                 "user_ids" => query.user_ids.push(value),
                 "project_ids" => query.project_ids.push(value),
+                "api_key_ids" => query.api_key_ids.push(value),
                 _ => return Err(ApiError::invalid_param(&name, format!("Unrecognized query parameter: {name}"))),
             }
         }
@@ -218,7 +224,7 @@ impl Query {
             ControlFlow::Continue(())
         };
         let from = time(self.start_s.max(start_s))?;
-        app.ledger.export_requests(Some(from), Some(time(end_s)?), visit).map_err(|error| ApiError::from(&error))?;
+        app.books.export_requests(Some(from), Some(time(end_s)?), visit).map_err(|error| ApiError::from(&error))?;
         Ok(buckets)
     }
 
@@ -230,6 +236,7 @@ impl Query {
             && named(&self.models, Some(&request.model))
             && named(&self.user_ids, Some(&request.wallet))
             && named(&self.project_ids, request.project.as_deref())
+            && named(&self.api_key_ids, request.key.as_deref())
     }
 
     fn page(&self, buckets: &Buckets, result: fn(&Group) -> Value) -> Value {
@@ -276,8 +283,9 @@ impl By {
                 "model" | "line_item" => self.model = true,
                 "user_id" => self.user = true,
                 "project_id" => self.project = true,
+                "api_key_id" => self.key = true,
                 _ => {
-                    let message = "'group_by' takes model, line_item, user_id and project_id.";
+                    let message = "'group_by' takes model, line_item, user_id, project_id and api_key_id.";
                     return Err(ApiError::invalid_param("group_by", message));
                 }
             }
@@ -290,6 +298,7 @@ impl By {
             model: self.model.then(|| request.model.clone()),
             user_id: self.user.then(|| request.wallet.clone()),
             project_id: if self.project { request.project.clone() } else { None },
+            api_key_id: if self.key { request.key.clone() } else { None },
         }
     }
 }

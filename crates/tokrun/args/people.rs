@@ -32,6 +32,17 @@ pub(crate) enum KeyCommand {
         #[arg(long, value_name = "KEY")]
         idempotency_key: Option<String>,
     },
+    /// Print a link with which the owner of an access key signs in to the dashboard of `tokrun serve`, once.
+    Link {
+        /// Its name or id.
+        key: String,
+        /// How long the link is good.
+        #[arg(long, value_name = "TIME", value_parser = span, default_value = "10m")]
+        expires: Duration,
+        /// Where the dashboard is.
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+        url: String,
+    },
     /// Make an access key good for nothing, for good.
     Revoke {
         /// Its name or id.

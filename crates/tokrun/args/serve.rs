@@ -1,6 +1,7 @@
 //! What is served, where, and to whom.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -12,7 +13,8 @@ pub(crate) struct ServeArgs {
     /// A model to serve: a name from the catalogue, a GGUF file, or a directory of safetensors. As often as needed.
     #[arg(long = "model", short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
     pub(crate) models: Vec<String>,
-    /// The address to listen on; other than of this machine alone only where keys are in use.
+    /// The address to listen on; other than of this machine alone only where keys are in use. A socket that systemd hands
+    /// over goes before it.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address)]
     pub(crate) host: IpAddr,
     /// The port to listen on; 0 for any that is free.
@@ -33,6 +35,15 @@ pub(crate) struct ServeArgs {
     /// The HTTP status for whom the allowance is used up.
     #[arg(long, value_name = "429|402", default_value_t = 429, value_parser = exhausted_status)]
     pub(crate) exhausted_status: u16,
+    /// A certificate in PEM, with those that vouch for it: HTTPS is spoken then. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Tell the balances of so many people in /metrics, beside those of teams.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) metrics_users: usize,
     /// Seconds that requests may go on when the server is told to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) drain: u64,

@@ -1,8 +1,11 @@
 //! `tokrun key`: who may act for a wallet over a service.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokrun_ledger::{CreatedKey, KeyView, NewKey, json as shown};
+use tokrun_server::Links;
 
 use super::answer;
 use crate::args::{Format, KeyCommand, KeyCreateArgs};
@@ -17,6 +20,7 @@ pub(crate) fn run(command: KeyCommand, format: Format) -> Result<Status, Failure
         KeyCommand::Rotate { key, grace, idempotency_key } => {
             tell(&answer::ledger()?.rotate_key(&key, grace, idempotency_key)?, format);
         }
+        KeyCommand::Link { key, expires, url } => link(&key, expires, &url, format)?,
         KeyCommand::Revoke { key } => show(&answer::ledger()?.revoke_key(&key)?, format),
     }
     Ok(Status::Done)
@@ -32,6 +36,29 @@ fn new(args: KeyCreateArgs) -> NewKey {
         expires: args.expires,
         idempotency_key: args.idempotency_key,
     }
+}
+
+fn link(key: &str, life: Duration, url: &str, format: Format) -> Result<(), Failure> {
+    let ledger = answer::ledger_to_read()?;
+    let key = ledger.key(key)?;
+    if key.state(Timestamp::now()) != "valid" {
+        let what = format!("the key {} is {}", output::plain(&key.name), key.state(Timestamp::now()));
+        return Err(
+            Failure::new(Status::Failed, "key_refused", what).hint("create another one with `tokrun key create`")
+        );
+    }
+    let code = Links::of(&ledger).create(&key, life);
+    let code = code.map_err(|error| {
+        Failure::io("cannot keep the link beside the ledger", &error).hint("only the ledger's owner lets people in")
+    })?;
+    let url = format!("{}/#link={code}", url.trim_end_matches('/'));
+    match format {
+        Format::Json => {
+            out!("{}", json!({ "url": url, "key": key.name, "wallet": key.wallet, "life_s": life.as_secs() }))
+        }
+        _ => out!("{url}"),
+    }
+    Ok(())
 }
 
 /// In text, stdout has the secret and nothing else, for scripts to take.

@@ -1,15 +1,16 @@
 //! `tokrun serve`: models for programs that speak OpenAI's or Anthropic's API, every token paid before it is sent.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sd_notify::NotifyState;
 use serde_json::json;
-use tokrun_ledger::Ledger;
-use tokrun_model::catalogue::Catalogue;
+use tokrun_ledger::{Ledger, Price};
+use tokrun_model::catalogue::{Catalogue, Entry};
 use tokrun_runtime::LedgerMeter;
-use tokrun_server::{ServedModel, Server, ServerOptions, StatusCode};
+use tokrun_server::{Moment, ServedModel, Server, ServerOptions, StatusCode, Tls};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
@@ -23,9 +24,16 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     load::check_device(args.compute.device)?;
     load::prepare_threads(&args.compute.engine, args.compute.threads)?;
     let ledger = answer::ledger()?;
-    let payer = payer(args, &ledger)?;
-    let listener = listen(args)?;
-    let models = load_all(args, &ledger)?;
+    let inherited = inherited()?;
+    let address = match &inherited {
+        Some(listener) => address_of(listener)?,
+        None => SocketAddr::new(args.host, args.port),
+    };
+    let payer = payer(args, address.ip(), &ledger)?;
+    let tls = tls(args)?;
+    let listener = inherited.map_or_else(|| listen(address), Ok)?;
+    let catalogue = Said::read()?;
+    let models = load_all(args, &ledger, &catalogue)?;
     if !ledger.health()?.service {
         ledger.set_service(true)?;
     }
@@ -34,26 +42,29 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
         payer,
         exhausted_status: StatusCode::from_u16(args.exhausted_status).expect("the arguments allow two"),
         body_bytes_max: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        metrics_users: args.metrics_users,
+        tls,
         drain: Duration::from_secs(args.drain),
         ..ServerOptions::default()
     };
     let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
     say_where(&listener, &names, &options, format)?;
-    let server = Server::new(ledger, models, options);
+    let server = Server::with_hook(ledger, models, options, move |moment| hear(moment, &catalogue));
+    tell_manager(&[NotifyState::Ready]);
     server.run(listener).map_err(|error| Failure::io("cannot serve", &error))?;
     Ok(Status::Done)
 }
 
 /// Whose allowance pays for requests without a key; `None` where every request needs one: where there are keys, unless
 /// somebody was named.
-fn payer(args: &ServeArgs, ledger: &Ledger) -> Result<Option<String>, Failure> {
+fn payer(args: &ServeArgs, host: IpAddr, ledger: &Ledger) -> Result<Option<String>, Failure> {
     let has_keys = ledger.keys(None)?.iter().any(|key| key.revoked.is_none());
-    if !args.host.is_loopback() {
+    if !host.is_loopback() {
         return match (has_keys, &args.user) {
             (true, None) => Ok(None),
-            (true, Some(user)) => Err(open_to_all(args.host, &format!("{user} would pay for whoever comes"))
+            (true, Some(user)) => Err(open_to_all(host, &format!("{user} would pay for whoever comes"))
                 .hint("leave --user out: every request then needs a key")),
-            (false, _) => Err(open_to_all(args.host, "no request would need a key")
+            (false, _) => Err(open_to_all(host, "no request would need a key")
                 .hint("create a key first, with `tokrun key create`; or listen on 127.0.0.1")),
         };
     }
@@ -70,15 +81,86 @@ fn open_to_all(host: IpAddr, why: &str) -> Failure {
     Failure::new(Status::Usage, "no_keys", format!("{host} can be reached from elsewhere, and {why}"))
 }
 
-fn listen(args: &ServeArgs) -> Result<TcpListener, Failure> {
-    let address = SocketAddr::new(args.host, args.port);
+/// The socket that a service manager listens on for us, if it does.
+fn inherited() -> Result<Option<TcpListener>, Failure> {
+    let socket = listenfd::ListenFd::from_env().take_tcp_listener(0);
+    socket.map_err(|error| Failure::io("the socket that was handed over is no TCP socket that listens", &error))
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(|error| Failure::io("cannot tell the address", &error))
+}
+
+fn tls(args: &ServeArgs) -> Result<Option<Arc<Tls>>, Failure> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let tls = Tls::load(certificate, key).map_err(|error| {
+        Failure::io("cannot speak TLS", &error).hint("--tls-cert and --tls-key take files in PEM that belong together")
+    })?;
+    Ok(Some(Arc::new(tls)))
+}
+
+/// Tells systemd, where it started us, how far we are. Nobody else hears it.
+fn tell_manager(what: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(what) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+fn hear(moment: Moment, catalogue: &Said) {
+    match moment {
+        Moment::Ending => tell_manager(&[NotifyState::Stopping]),
+        Moment::Reload => {
+            if let Ok(now) = NotifyState::monotonic_usec_now() {
+                tell_manager(&[NotifyState::Reloading, now]);
+            }
+            match catalogue.read_again() {
+                Ok(()) => tracing::info!("the catalogue was read again"),
+                Err(failure) => tracing::error!("the catalogue stays as it was: {}", failure.message()),
+            }
+            tell_manager(&[NotifyState::Ready]);
+        }
+    }
+}
+
+/// What the catalogue says, read again on SIGHUP. Limits, keys and the ledger's prices need no such word: they are looked
+/// up with each request.
+#[derive(Clone)]
+struct Said(Arc<RwLock<Catalogue>>);
+
+impl Said {
+    fn read() -> Result<Self, Failure> {
+        Ok(Self(Arc::new(RwLock::new(Catalogue::load(&home::directory()?)?))))
+    }
+
+    fn read_again(&self) -> Result<(), Failure> {
+        let read = Catalogue::load(&home::directory()?)?;
+        // One with a price that means nothing is not taken.
+        read.entries().iter().try_for_each(|entry| load::price_of(entry, Timestamp::now()).map(drop))?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = read;
+        Ok(())
+    }
+
+    /// What it says of a model now. One that is not in it any more is what it was when it was loaded.
+    fn of(&self, loaded: &Found) -> Option<Entry> {
+        let entry = loaded.entry.as_ref()?;
+        let catalogue = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(catalogue.get(&entry.name).unwrap_or(entry).clone())
+    }
+
+    fn price(&self, loaded: &Found) -> Price {
+        let entry = self.of(loaded);
+        entry.and_then(|entry| load::price_of(&entry, Timestamp::now()).ok()).unwrap_or_default()
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| {
         Failure::io(&format!("cannot listen on {address}"), &error)
             .hint("choose another --port, or 0 for any that is free")
     })
 }
 
-fn load_all(args: &ServeArgs, ledger: &Ledger) -> Result<Vec<ServedModel>, Failure> {
+fn load_all(args: &ServeArgs, ledger: &Ledger, catalogue: &Said) -> Result<Vec<ServedModel>, Failure> {
     let wanted: Vec<Option<&str>> =
         if args.models.is_empty() { vec![None] } else { args.models.iter().map(|name| Some(name.as_str())).collect() };
     let mut models: Vec<ServedModel> = Vec::new();
@@ -89,12 +171,12 @@ fn load_all(args: &ServeArgs, ledger: &Ledger) -> Result<Vec<ServedModel>, Failu
             return Err(Failure::new(Status::Usage, "usage", format!("two models are called {}", found.name))
                 .hint("give each model once; a file is called by its name"));
         }
-        models.push(load_one(args, ledger, found)?);
+        models.push(load_one(args, ledger, found, catalogue)?);
     }
     Ok(models)
 }
 
-fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found) -> Result<ServedModel, Failure> {
+fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found, catalogue: &Said) -> Result<ServedModel, Failure> {
     let engine = args.compute.engine.engine_options(args.max_running);
     let engine = tokrun_engine::EngineOptions {
         speculation: !args.compute.no_speculation,
@@ -107,6 +189,8 @@ fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found) -> Result<ServedMod
     let running_max = loaded.runtime.info().sequences_max.min(args.max_running);
     // It was read once, so that it can be read.
     found.price()?;
+    let found = Arc::new(found);
+    let (said, priced) = (catalogue.clone(), Arc::clone(&found));
     Ok(ServedModel {
         name: found.name.clone(),
         aliases: found.entry.as_ref().map(|entry| entry.aliases.clone()).unwrap_or_default(),
@@ -114,7 +198,7 @@ fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found) -> Result<ServedMod
         places: running_max.saturating_add(args.max_waiting),
         sampling: found.sampling_params(),
         loaded: Timestamp::now(),
-        price: Box::new(move || found.price().unwrap_or_default()),
+        price: Box::new(move || said.price(&priced)),
     })
 }
 
@@ -130,8 +214,8 @@ fn say_where(
     options: &ServerOptions,
     format: Format,
 ) -> Result<(), Failure> {
-    let address = listener.local_addr().map_err(|error| Failure::io("cannot tell the address", &error))?;
-    let url = format!("http://{address}");
+    let address = address_of(listener)?;
+    let url = format!("http{}://{address}", if options.tls.is_some() { "s" } else { "" });
     if format == Format::Json {
         out!("{}", json!({ "url": url, "models": models, "payer": options.payer }));
         return Ok(());

@@ -124,11 +124,85 @@ fn a_prompt_of_a_million_tokens_is_refused_unread() {
 }
 
 #[test]
-fn many_idle_connections_keep_nobody_out() {
+fn two_thousand_idle_connections_keep_nobody_out() {
     let service = Service::with(Choices::default());
-    let idle: Vec<TcpStream> = (0..300).map(|_| send(&service, b"")).collect();
+    service.get("/health");
+    let idle: Vec<TcpStream> = (0..2000).map(|_| send(&service, b"")).collect();
     let begun = Instant::now();
     service.post("/v1/chat/completions", &chat(json!({}))).ok();
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     drop(idle);
+}
+
+#[test]
+fn paths_and_bytes_that_lead_nowhere_are_refused() {
+    let service = Service::with(impatient());
+    let raw = |request: &[u8]| rest(send(&service, request));
+    for path in [
+        "/../../etc/passwd",
+        "/dashboard/../../etc/passwd",
+        "/dashboard/..%2f..%2fetc%2fpasswd",
+        "/dashboard/app.js/",
+        "/v1/models/..%2f..%2fetc%2fpasswd",
+        "/v1/models/%00",
+        "/v1/models/%ff%fe",
+        "/admin/v1/../../v1/models",
+        "/admin/v1/wallets/%ff",
+        "//v1/chat/completions",
+        "/V1/MODELS",
+        "*",
+    ] {
+        let text = raw(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes());
+        let status = text.split(' ').nth(1).unwrap_or_default();
+        assert!(matches!(status, "400" | "401" | "404"), "{path}: {text}");
+        assert!(!text.contains("root:"), "{path}");
+    }
+    let chat = "/v1/chat/completions";
+    for body in [&b"\xff\xfe"[..], b"{\"model\":\"\xc3\x28\"}", b"{", b"nul\0", b"[]", b"", b"{\"model\": 1e999}"] {
+        assert_eq!(service.post_bytes(chat, body).status, 400, "{body:?}");
+        assert_eq!(service.post_bytes("/dashboard/session", body).status, 400, "{body:?}");
+    }
+    for head in [
+        &b"GET / HTTP/1.1\r\nhost: x\r\nx-bad\xff: 1\r\n\r\n"[..],
+        b"GET /\x01 HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ] {
+        let text = raw(head);
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 400"), "{text}");
+    }
+    untouched(&service);
+}
+
+/// What this process holds in memory.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("it can be read");
+    let pages: u64 = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("it has a count");
+    pages * 4096
+}
+
+#[test]
+fn bodies_that_never_end_take_no_more_memory_than_all_may_have() {
+    let service = Service::with(impatient());
+    service.get("/health");
+    let before = resident_bytes();
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 1 << 20);
+    let begun = [head.as_bytes(), &vec![b' '; (1 << 20) - 1]].concat();
+    let clients: Vec<_> = (0..64)
+        .map(|_| {
+            let stream = TcpStream::connect(service.address).expect("it listens");
+            stream.set_write_timeout(Some(Duration::from_millis(20))).expect("it can be set");
+            // What the server does not read stays with the system.
+            let _ = (&stream).write_all(&begun);
+            stream
+        })
+        .collect();
+    let grown = resident_bytes().saturating_sub(before);
+    // 4 MiB of bodies, what buffers round up, the client's own copy, and what else tests beside this one hold.
+    assert!(grown < 48 << 20, "{grown} bytes more, of 64 MiB that were sent");
+    clients.into_iter().map(rest).filter(|text| !text.is_empty()).for_each(|text| {
+        assert!(text.starts_with("HTTP/1.1 408"), "{text}");
+    });
+    untouched(&service);
 }

@@ -1,11 +1,14 @@
 //! The server over a tiny model and a real ledger, as clients see it.
 #![expect(clippy::print_stderr, reason = "a test that does not run says so")]
 
+mod admin;
 mod clients;
 mod completions;
+mod dashboard;
 mod dialects;
 mod ends;
 mod errors;
+mod examples;
 mod hostile;
 mod keys;
 mod reasoning;

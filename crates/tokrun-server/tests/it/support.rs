@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokrun_engine::{ChatTemplate, Executor, Tokenizer};
-use tokrun_ledger::{GrantRequest, Ledger, Price};
+use tokrun_ledger::{GrantRequest, Ledger, NewKey, Price};
 use tokrun_model::{LoadOptions, ModelFile};
 use tokrun_runtime::{EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
 use tokrun_server::{ServedModel, Server, ServerOptions};
@@ -36,6 +36,8 @@ pub(crate) struct Choices {
     pub(crate) context_tokens: usize,
     pub(crate) waiting_max: usize,
     pub(crate) running_max: usize,
+    /// What happened in the ledger before; without it, `ada` has a new wallet with the balance.
+    pub(crate) before: Option<fn(&Path)>,
     pub(crate) options: ServerOptions,
     /// What a model says that a test has written the answer of.
     pub(crate) says: Option<String>,
@@ -49,6 +51,7 @@ impl Default for Choices {
             context_tokens: 128,
             waiting_max: 64,
             running_max: 8,
+            before: None,
             options: ServerOptions { payer: Some("ada".to_owned()), ..ServerOptions::default() },
             says: None,
             price: Price::default(),
@@ -68,8 +71,12 @@ impl Service {
 
     pub(crate) fn with(choices: Choices) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory can be made");
-        let ledger = Ledger::open(&home.path().join("ledger.db")).expect("a ledger can be made");
-        ledger.create_wallet("ada", None).expect("a wallet can be made");
+        let file = home.path().join("ledger.db");
+        choices.before.inspect(|before| before(&file));
+        let ledger = Ledger::open(&file).expect("a ledger can be made");
+        if choices.before.is_none() {
+            ledger.create_wallet("ada", None).expect("a wallet can be made");
+        }
         if choices.balance > 0 {
             let amount = choices.balance.to_string().parse().expect("it is an amount");
             ledger.grant(GrantRequest::new("ada", amount)).expect("it can be filled");
@@ -140,6 +147,30 @@ impl Service {
 
     pub(crate) fn post_bytes(&self, path: &str, body: &[u8]) -> Reply {
         Reply::of(agent().post(self.url(path)).content_type("application/json").send(body))
+    }
+
+    /// A request of any method, with a key.
+    pub(crate) fn with_key(&self, secret: &str, method: &str, path: &str, body: Option<&Value>) -> Reply {
+        self.with_headers(method, path, body, &[("authorization", &format!("Bearer {secret}"))])
+    }
+
+    pub(crate) fn with_headers(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        headers: &[(&str, &str)],
+    ) -> Reply {
+        let request = ureq::http::Request::builder().method(method).uri(self.url(path));
+        let request = request.header("content-type", "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let body = body.map(Value::to_string).unwrap_or_default();
+        Reply::of(agent().run(request.body(body).expect("it is a request")))
+    }
+
+    /// The secret of a new key.
+    pub(crate) fn key(&self, key: NewKey) -> String {
+        self.ledger.create_key(key).expect("a key can be made").secret.expect("it is shown once")
     }
 
     /// The events of a stream, as they come.
@@ -248,7 +279,9 @@ fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
 }
 
 fn agent() -> ureq::Agent {
-    ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build())
+    ureq::Agent::new_with_config(
+        ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true).build(),
+    )
 }
 
 /// A response.
