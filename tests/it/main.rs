@@ -21,6 +21,7 @@ mod month;
 mod people;
 mod prices;
 mod serve;
+mod service;
 mod statements;
 mod structured;
 mod support;

@@ -1,32 +1,41 @@
 //! `tokrun serve` as a process: what it says, what it refuses, and how it ends. What it answers is tested in its crate.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::support::{Home, text, tiny_model};
 
 /// A server that listens.
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Served {
-    fn start(home: &Home, arguments: &[&str]) -> Self {
+    pub(crate) fn start(home: &Home, arguments: &[&str]) -> Self {
         let model = tiny_model();
         let all = [&["serve", "--model", &model, "--port", "0", "--output", "json"], arguments].concat();
-        let mut child =
-            home.command(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        Self::of(&mut home.command(&all))
+    }
+
+    /// The one that a command with `--output json` starts.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("it can be read");
         let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         Self { child, url: said["url"].as_str().expect("it says where").to_owned() }
     }
 
-    fn chat(&self, extra: &Value) -> Value {
-        let mut request = json!({ "model": model_name(), "messages": [{ "role": "user", "content": "The light" }] });
+    pub(crate) fn id(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    pub(crate) fn chat(&self, model: &str, extra: &Value) -> Value {
+        let mut request = json!({ "model": model, "messages": [{ "role": "user", "content": "The light" }] });
         request.as_object_mut().expect("it is one").extend(extra.as_object().expect("it is one").clone());
         let response = ureq::post(format!("{}/v1/chat/completions", self.url)).send(request.to_string().as_bytes());
         let text = response.expect("it answers").body_mut().read_to_string().expect("it can be read");
@@ -34,11 +43,16 @@ impl Served {
     }
 
     /// Ends it as a service manager does.
-    fn terminate(mut self) -> std::process::ExitStatus {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(killed.success());
-        self.child.wait().expect("it ends")
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        terminate(&mut self.child)
     }
+}
+
+/// Says that a process is to end, and waits until it has.
+pub(crate) fn terminate(child: &mut Child) -> ExitStatus {
+    let killed = Command::new("kill").arg(child.id().to_string()).status().expect("kill runs");
+    assert!(killed.success());
+    child.wait().expect("it ends")
 }
 
 /// A directory of safetensors is called by its own name.
@@ -51,7 +65,7 @@ fn it_serves_and_ends_when_it_is_told() {
     let home = Home::new();
     home.wallet("ada", 1000);
     let served = Served::start(&home, &["--user", "ada"]);
-    let answer = served.chat(&json!({ "max_tokens": 5, "ignore_eos": true }));
+    let answer = served.chat(&model_name(), &json!({ "max_tokens": 5, "ignore_eos": true }));
     assert_eq!(answer["usage"]["completion_tokens"], 5);
     let paid = answer["tokrun"]["debited"].as_i64().expect("a sum");
     assert_eq!(served.terminate().code(), Some(0));
