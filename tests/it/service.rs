@@ -130,7 +130,8 @@ fn it_serves_on_a_socket_that_it_is_handed() {
 fn it_speaks_tls_and_http_2() {
     let home = Home::new();
     home.wallet("ada", 1000);
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("it is made");
+    let made =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("it is made");
     let (certificate, key) = (home.path().join("certificate.pem"), home.path().join("key.pem"));
     fs::write(&certificate, made.cert.pem()).expect("it can be written");
     fs::write(&key, made.signing_key.serialize_pem()).expect("it can be written");

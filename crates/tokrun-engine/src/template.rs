@@ -140,7 +140,8 @@ impl ChatTemplate {
             return self.fill(Value::from(Serde(teach(messages, tools, self.system))), (), settings, options);
         }
         let tools: Vec<serde_json::Value> = tools.iter().map(Tool::for_templates).collect();
-        let mut messages = serde_json::to_value(messages).map_err(|error| broken(&Error::new(ErrorKind::BadSerialization, error.to_string())))?;
+        let mut messages = serde_json::to_value(messages)
+            .map_err(|error| broken(&Error::new(ErrorKind::BadSerialization, error.to_string())))?;
         if self.tools.form == Form::Listed {
             shorten_ids(&mut messages);
         }
@@ -183,7 +184,9 @@ impl ChatTemplate {
 fn shorten_ids(messages: &mut serde_json::Value) {
     let short = |id: &mut serde_json::Value| {
         let Some(text) = id.as_str() else { return };
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let hash = text
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         *id = format!("{:09x}", hash & 0xf_ffff_ffff).into();
     };
     for message in messages.as_array_mut().into_iter().flatten() {
@@ -198,7 +201,10 @@ fn shorten_ids(messages: &mut serde_json::Value) {
 fn tools_to_system(messages: &mut serde_json::Value, tools: &[serde_json::Value]) {
     let Some(messages) = messages.as_array_mut() else { return };
     if messages.first().is_none_or(|first| first["role"] != "system") {
-        messages.insert(0, serde_json::json!({ "role": "system", "content": "You are a helpful assistant with some tools." }));
+        messages.insert(
+            0,
+            serde_json::json!({ "role": "system", "content": "You are a helpful assistant with some tools." }),
+        );
     }
     // Its functions alone, without what every entry has.
     let functions: Vec<&serde_json::Value> = tools.iter().map(|tool| &tool["function"]).collect();

@@ -23,5 +23,6 @@ pub use runtime::{Canceller, Generation, Running, Runtime, TextModel};
 // What a caller must name to ask for something, and to read what comes.
 pub use tokrun_engine::{
     ChatMessage, Conversation, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter, SamplingParams,
-    StepMetrics, SubmitError, TokenId, TokenLogprob, Tokenizer, Tool, ToolCall, ToolChoice, ToolPiece, ToolReader, ToolStyle,
+    StepMetrics, SubmitError, TokenId, TokenLogprob, Tokenizer, Tool, ToolCall, ToolChoice, ToolPiece, ToolReader,
+    ToolStyle,
 };

@@ -63,8 +63,11 @@ impl Transcript {
             Some(_) if rules.reasons_at_once => Stage::Thinking,
             Some(_) => Stage::Beginning,
         };
-        let thoughts = (rules.splits_reasoning && stage != Stage::Saying)
-            .then(|| Thoughts { characters: tokenizer.stream(), has_begun: false, space: String::new() });
+        let thoughts = (rules.splits_reasoning && stage != Stage::Saying).then(|| Thoughts {
+            characters: tokenizer.stream(),
+            has_begun: false,
+            space: String::new(),
+        });
         Ok(Self { characters, stops: StopMatcher::new(rules.stop.clone())?, stage, thoughts, skips_space: false })
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::de::IgnoredAny;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, Tool, ToolChoice};
 
@@ -260,4 +260,3 @@ pub(crate) async fn create(asked: Asked) -> Response {
         Err(error) => error.response(Dialect::Anthropic),
     }
 }
-

@@ -155,7 +155,9 @@ fn usable_grammar(
     let Err(error) = check(&exact) else { return Ok(Some(exact)) };
     let loosened = |tool: &Tool| match tool.strict {
         true => tool.clone(),
-        false => Tool { parameters: serde_json::json!({ "type": "object", "additionalProperties": true }), ..tool.clone() },
+        false => {
+            Tool { parameters: serde_json::json!({ "type": "object", "additionalProperties": true }), ..tool.clone() }
+        }
     };
     let loose = grammar(&tools.iter().map(loosened).collect::<Vec<_>>()).filter(|loose| check(loose).is_ok());
     loose.map(Some).ok_or(error)

@@ -201,4 +201,3 @@ pub(crate) async fn create(asked: Asked) -> Response {
         Err(error) => error.into_response(),
     }
 }
-

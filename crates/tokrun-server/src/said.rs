@@ -63,7 +63,9 @@ impl Hearing {
                 Piece::Reasoning(text) => said.reasoning.push_str(&text),
                 Piece::Text(text) => said.text.push_str(&text),
                 Piece::Call { id, name } => said.calls.push(Call { id, name, arguments: String::new() }),
-                Piece::Arguments(text) => said.calls.iter_mut().last().into_iter().for_each(|call| call.arguments += &text),
+                Piece::Arguments(text) => {
+                    said.calls.iter_mut().last().into_iter().for_each(|call| call.arguments += &text)
+                }
             }
         }
         said
@@ -100,7 +102,9 @@ impl From<ToolPiece> for Piece {
     fn from(piece: ToolPiece) -> Self {
         match piece {
             ToolPiece::Text(text) => Self::Text(text),
-            ToolPiece::Call(name) => Self::Call { id: uuid::Uuid::new_v4().simple().to_string()[..24].to_owned(), name },
+            ToolPiece::Call(name) => {
+                Self::Call { id: uuid::Uuid::new_v4().simple().to_string()[..24].to_owned(), name }
+            }
             ToolPiece::Arguments(text) => Self::Arguments(text),
         }
     }

@@ -29,7 +29,8 @@ impl ChatTemplate {
     fn takes_tools(&self) -> bool {
         let user = ChatMessage::new("user", "Hi");
         let schema = json!({ "type": "object", "properties": {} });
-        let tool = Tool { name: NAME.to_owned(), description: Some("What".to_owned()), parameters: schema, strict: false };
+        let tool =
+            Tool { name: NAME.to_owned(), description: Some("What".to_owned()), parameters: schema, strict: false };
         let asked = Conversation { tools: vec![tool], ..vec![user.clone()].into() };
         // Some show a call only together with its result.
         let after = |name: &str, result: &str| {

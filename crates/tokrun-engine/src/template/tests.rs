@@ -80,7 +80,8 @@ fn a_model_without_a_template_names_the_remedy() {
     let error = ChatTemplate::compile(&assets).expect_err("there is none");
     assert!(matches!(error, EngineError::NoChatTemplate) && error.to_string().contains("--raw"), "{error}");
     assets.chat_template = Some("{{ bos_token is defined }}{{ bos_token }}".to_owned());
-    let text = ChatTemplate::compile(&assets).and_then(|template| template.render(&Conversation::default(), &options(false)));
+    let text =
+        ChatTemplate::compile(&assets).and_then(|template| template.render(&Conversation::default(), &options(false)));
     assert_eq!(text.expect("it renders"), "False", "a token that the model lacks is undefined");
 }
 

@@ -44,7 +44,8 @@ fn arguments(tool: &Tool) -> Value {
     let mut schema = tool.parameters.clone();
     let Some(object) = schema.as_object_mut() else { return json!({ "type": "object" }) };
     object.entry("type").or_insert_with(|| json!("object"));
-    let is_combined = ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"].iter().any(|key| object.contains_key(*key));
+    let is_combined =
+        ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"].iter().any(|key| object.contains_key(*key));
     if !is_combined {
         object.entry("properties").or_insert_with(|| json!({}));
         object.entry("additionalProperties").or_insert(Value::Bool(false));
@@ -98,7 +99,10 @@ impl Rules<'_> {
         let special = self.special(opening);
         if self.form == Form::Bare {
             let tagged = special.map(|open| format!(" | {open} body")).unwrap_or_default();
-            return format!("start: body{tagged} | WORDS?\nbody: {}\nWORDS: /[^{{](.|\\n)*/\n{SPACE}", self.body(parallel));
+            return format!(
+                "start: body{tagged} | WORDS?\nbody: {}\nWORDS: /[^{{](.|\\n)*/\n{SPACE}",
+                self.body(parallel)
+            );
         }
         let head = match special {
             Some(open) => format!("head: WORDS? {open}"),

@@ -32,8 +32,15 @@ pub struct ToolReader {
 enum Place {
     Words,
     /// Past what opens calls, which stands here should there be none.
-    Calls { raw: String, called: bool },
-    Call { raw: String, called: bool, call: Box<Call> },
+    Calls {
+        raw: String,
+        called: bool,
+    },
+    Call {
+        raw: String,
+        called: bool,
+        call: Box<Call>,
+    },
 }
 
 impl ToolReader {

@@ -34,16 +34,36 @@ fn read(form: Form, pieces: &[&str]) -> (String, Vec<(String, String)>) {
 
 const CASES: [(Form, &str, &str, &[(&str, &str)]); 22] = [
     (Form::Tagged, "Just <b>words</b>.\n", "Just <b>words</b>.\n", &[]),
-    (Form::Tagged, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>", "", &[("f", "{\"a\": 1}")]),
+    (
+        Form::Tagged,
+        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+        "",
+        &[("f", "{\"a\": 1}")],
+    ),
     (
         Form::Tagged,
         "Well.\n\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": {\"b\": \"}<tool_call>\\\"\"}}}</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}",
         "Well.",
         &[("f", "{\"a\": {\"b\": \"}<tool_call>\\\"\"}}"), ("g", "{}")],
     ),
-    (Form::Tagged, "<tool_call>{\"arguments\": {\"a\": [1, {}]}, \"name\": \"f\"}</tool_call> Done.", "Done.", &[("f", "{\"a\": [1, {}]}")]),
-    (Form::Tagged, "<tool_call>[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\"}]</tool_call>", "", &[("f", "{}"), ("g", "{}")]),
-    (Form::Tagged, "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>", "", &[("f", "{\"a\": 1}")]),
+    (
+        Form::Tagged,
+        "<tool_call>{\"arguments\": {\"a\": [1, {}]}, \"name\": \"f\"}</tool_call> Done.",
+        "Done.",
+        &[("f", "{\"a\": [1, {}]}")],
+    ),
+    (
+        Form::Tagged,
+        "<tool_call>[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\"}]</tool_call>",
+        "",
+        &[("f", "{}"), ("g", "{}")],
+    ),
+    (
+        Form::Tagged,
+        "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>",
+        "",
+        &[("f", "{\"a\": 1}")],
+    ),
     (Form::Tagged, "<tool_call>{\"name\": \"f\", \"arguments\": null}</tool_call>", "", &[("f", "{}")]),
     (Form::Tagged, "<tool_call>nothing</tool_call>", "<tool_call>nothing</tool_call>", &[]),
     (Form::Tagged, "<tool_call>{\"value\": 1}</tool_call>", "<tool_call>{\"value\": 1}</tool_call>", &[]),
@@ -51,13 +71,28 @@ const CASES: [(Form, &str, &str, &[(&str, &str)]); 22] = [
     (Form::Tagged, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"cut", "", &[("f", "{\"a\": \"cut")]),
     (Form::Tagged, "<tool_", "<tool_", &[]),
     (Form::Tagged, "<tool_call>{\"name\": \"other\", \"arguments\": {}}</tool_call>", "", &[("other", "{}")]),
-    (Form::Listed, "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {\"b\": [2]}}]", "", &[("f", "{\"a\": 1}"), ("g", "{\"b\": [2]}")]),
+    (
+        Form::Listed,
+        "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", \"arguments\": {\"b\": [2]}}]",
+        "",
+        &[("f", "{\"a\": 1}"), ("g", "{\"b\": [2]}")],
+    ),
     (Form::Listed, "A [list] of [TOOL_", "A [list] of [TOOL_", &[]),
     (Form::Bare, "{\"name\": \"f\", \"parameters\": {\"a\": \"b\"}}", "", &[("f", "{\"a\": \"b\"}")]),
-    (Form::Bare, "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\", \"parameters\": {}}", "", &[("f", "{}"), ("g", "{}")]),
+    (
+        Form::Bare,
+        "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\", \"parameters\": {}}",
+        "",
+        &[("f", "{}"), ("g", "{}")],
+    ),
     (Form::Bare, "{\"name\": \"Ada\", \"age\": 36}", "{\"name\": \"Ada\", \"age\": 36}", &[]),
     (Form::Bare, "So: {\"name\": \"f\", \"parameters\": {}}", "So: {\"name\": \"f\", \"parameters\": {}}", &[]),
-    (Form::Piped, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"a\": 1}}]<|/tool_call|>", "", &[("f", "{\"a\": 1}")]),
+    (
+        Form::Piped,
+        "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"a\": 1}}]<|/tool_call|>",
+        "",
+        &[("f", "{\"a\": 1}")],
+    ),
     (Form::Piped, "functools[{\"name\": \"f\", \"arguments\": {\"a\": 1}}]", "", &[("f", "{\"a\": 1}")]),
     (Form::Piped, "It is functional.", "It is functional.", &[]),
 ];
@@ -65,7 +100,8 @@ const CASES: [(Form, &str, &str, &[(&str, &str)]); 22] = [
 #[test]
 fn calls_are_told_from_words_in_every_form() {
     for (form, answer, words, calls) in CASES {
-        let calls: Vec<(String, String)> = calls.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+        let calls: Vec<(String, String)> =
+            calls.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
         assert_eq!(read(form, &[answer]), (words.to_owned(), calls.clone()), "{form:?} {answer}");
         let each: Vec<String> = answer.chars().map(String::from).collect();
         let each: Vec<&str> = each.iter().map(String::as_str).collect();
@@ -156,13 +192,20 @@ fn a_template_that_knows_no_tools_is_told_in_the_conversation() {
     let strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}".to_owned() + plain;
     // One that shows a form, and does not tell of tools, is no better.
     let mentions = plain.to_owned() + "{# <tool_call> #}";
-    for (source, begins) in [(plain, "system: You can call"), (&strict, "user: Hi\n\nYou can call"), (&mentions, "system: You can")] {
+    for (source, begins) in
+        [(plain, "system: You can call"), (&strict, "user: Hi\n\nYou can call"), (&mentions, "system: You can")]
+    {
         let template = template(source);
         assert_eq!(template.tool_style(), ToolStyle::TAUGHT);
         let text = render(&template, &after_a_call(vec![tool("f")]));
         assert!(text.starts_with(begins), "{text}");
         assert!(text.contains("{\"type\":\"function\",\"function\":{\"name\":\"f\""), "{text}");
-        assert!(text.contains("assistant: <tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\":\"Oslo\"}}\n</tool_call>\n"), "{text}");
+        assert!(
+            text.contains(
+                "assistant: <tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\":\"Oslo\"}}\n</tool_call>\n"
+            ),
+            "{text}"
+        );
         let results = "user: <tool_response>\nrain\n</tool_response>\n<tool_response>\nsnow\n</tool_response>\n";
         assert!(text.ends_with(results), "{text}");
         // Without tools the same conversation is still understood, and nothing is said of tools.
@@ -188,7 +231,10 @@ fn families_are_known_by_their_templates() {
         if form == Some(Form::Listed) {
             let text = render(&template, &after_a_call(Vec::new()));
             let id = text.split("[TOOL_CALLS]").nth(1).and_then(|rest| rest.split(' ').next()).expect("an id");
-            assert!(id.len() == 9 && id.chars().all(|c| c.is_ascii_alphanumeric()), "Mistral's templates insist: {text}");
+            assert!(
+                id.len() == 9 && id.chars().all(|c| c.is_ascii_alphanumeric()),
+                "Mistral's templates insist: {text}"
+            );
         }
     }
     let phi = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'system' and 'tools' in m %}\

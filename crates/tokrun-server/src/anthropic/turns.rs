@@ -19,12 +19,25 @@ pub(super) enum Turn {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Block {
-    Text { text: String },
-    Thinking { thinking: String },
+    Text {
+        text: String,
+    },
+    Thinking {
+        thinking: String,
+    },
     // Only those who wrote it can read it.
     RedactedThinking {},
-    ToolUse { id: String, name: String, input: Value },
-    ToolResult { tool_use_id: String, content: Option<Content>, #[serde(default)] is_error: bool },
+    ToolUse {
+        id: String,
+        name: String,
+        input: Value,
+    },
+    ToolResult {
+        tool_use_id: String,
+        content: Option<Content>,
+        #[serde(default)]
+        is_error: bool,
+    },
     #[serde(other)]
     Other,
 }
@@ -71,11 +84,9 @@ impl Turn {
                 Block::Text { text } => words.push(text.as_str()),
                 Block::Thinking { thinking } => message.reasoning_content.get_or_insert_default().push_str(thinking),
                 Block::RedactedThinking {} => {}
-                Block::ToolUse { id, name, input } if input.is_object() => message.tool_calls.push(ToolCall {
-                    id: id.clone(),
-                    name: name.clone(),
-                    arguments: input.clone(),
-                }),
+                Block::ToolUse { id, name, input } if input.is_object() => {
+                    message.tool_calls.push(ToolCall { id: id.clone(), name: name.clone(), arguments: input.clone() })
+                }
                 _ => return Err(unsupported()),
             }
         }

@@ -45,7 +45,8 @@ fn thoughts_are_told_apart_counted_and_priced() {
 #[test]
 fn thoughts_stream_before_the_answer() {
     let service = thinking();
-    let events: Vec<(Option<String>, String)> = service.stream("/v1/chat/completions", &ask(json!({ "stream": true }))).collect();
+    let events: Vec<(Option<String>, String)> =
+        service.stream("/v1/chat/completions", &ask(json!({ "stream": true }))).collect();
     let (mut thoughts, mut words) = (String::new(), String::new());
     for (_, data) in events.iter().filter(|(_, data)| data != "[DONE]") {
         let chunk: Value = serde_json::from_str(data).expect("JSON");
@@ -64,8 +65,12 @@ fn what_holds_for_the_answer_does_not_hold_for_the_thoughts() {
     let service = thinking();
     let answer = service.post("/v1/chat/completions", &ask(json!({ "stop": ["asks", "blue"] }))).ok();
     let message = &answer["choices"][0]["message"];
-    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("The user asks. I know."), &json!("It is ")));
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "enum": ["red", "green"] } } });
+    assert_eq!(
+        (&message["reasoning_content"], &message["content"]),
+        (&json!("The user asks. I know."), &json!("It is "))
+    );
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": { "enum": ["red", "green"] } } });
     let answer = service.post("/v1/chat/completions", &ask(json!({ "response_format": format }))).ok();
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["reasoning_content"], "The user asks. I know.");
@@ -76,7 +81,9 @@ fn what_holds_for_the_answer_does_not_hold_for_the_thoughts() {
 fn a_client_says_whether_to_think() {
     let service = thinking();
     // The template closes the thinking before it begins, and the model says what it says.
-    for extra in [json!({ "reasoning_effort": "none" }), json!({ "chat_template_kwargs": { "enable_thinking": false } })] {
+    for extra in
+        [json!({ "reasoning_effort": "none" }), json!({ "chat_template_kwargs": { "enable_thinking": false } })]
+    {
         let answer = service.post("/v1/chat/completions", &ask(extra)).ok();
         assert!(answer["choices"][0]["message"].get("reasoning_content").is_none(), "{answer}");
         assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 0);
@@ -96,7 +103,8 @@ fn messages_think_when_asked() {
     let content = &answer["content"];
     assert_eq!(content[0], json!({ "type": "thinking", "thinking": "The user asks. I know.", "signature": "" }));
     assert_eq!(content[1], json!({ "type": "text", "text": "It is blue." }));
-    let events: Vec<(Option<String>, String)> = service.stream("/v1/messages", &with(ask(thinks), json!({ "stream": true }))).collect();
+    let events: Vec<(Option<String>, String)> =
+        service.stream("/v1/messages", &with(ask(thinks), json!({ "stream": true }))).collect();
     let events: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).expect("JSON")).collect();
     let thoughts: String = events.iter().filter_map(|event| event["delta"]["thinking"].as_str()).collect();
     assert_eq!(thoughts, "The user asks. I know.");
@@ -108,19 +116,26 @@ fn messages_think_when_asked() {
 #[test]
 fn responses_have_items_of_reasoning() {
     let service = thinking();
-    let request = |extra: Value| with(json!({ "model": MODEL, "input": "Why?", "temperature": 0, "max_output_tokens": 200 }), extra);
+    let request = |extra: Value| {
+        with(json!({ "model": MODEL, "input": "Why?", "temperature": 0, "max_output_tokens": 200 }), extra)
+    };
     let answer = service.post("/v1/responses", &request(json!({ "reasoning": { "effort": "low" } }))).ok();
     let output = &answer["output"];
-    assert_eq!((&output[0]["type"], &output[0]["content"][0]["text"]), (&json!("reasoning"), &json!("The user asks. I know.")));
+    assert_eq!(
+        (&output[0]["type"], &output[0]["content"][0]["text"]),
+        (&json!("reasoning"), &json!("The user asks. I know."))
+    );
     assert_eq!(output[1]["content"][0]["text"], "It is blue.");
     assert!(answer["usage"]["output_tokens_details"]["reasoning_tokens"].as_u64().is_some_and(|tokens| tokens > 4));
-    let events: Vec<(Option<String>, String)> = service.stream("/v1/responses", &request(json!({ "stream": true }))).collect();
+    let events: Vec<(Option<String>, String)> =
+        service.stream("/v1/responses", &request(json!({ "stream": true }))).collect();
     let thoughts: String = events
         .iter()
         .filter(|(name, _)| name.as_deref() == Some("response.reasoning_text.delta"))
         .map(|(_, data)| serde_json::from_str::<Value>(data).expect("JSON")["delta"].as_str().expect("text").to_owned())
         .collect();
     assert_eq!(thoughts, "The user asks. I know.");
-    let input = json!([{ "role": "user", "content": "Why?" }, output[0], output[1], { "role": "user", "content": "And?" }]);
+    let input =
+        json!([{ "role": "user", "content": "Why?" }, output[0], output[1], { "role": "user", "content": "And?" }]);
     service.post("/v1/responses", &request(json!({ "input": input }))).ok();
 }

@@ -24,7 +24,8 @@ fn functions() -> Value {
 
 fn ask(extra: Value) -> Value {
     let messages = json!([{ "role": "user", "content": "What is it like in Oslo?" }]);
-    let request = json!({ "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 600, "tools": functions() });
+    let request =
+        json!({ "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 600, "tools": functions() });
     with(request, extra)
 }
 
@@ -45,18 +46,28 @@ fn calls_are_told_from_words() {
     let before = service.balance();
     let answer = service.post("/v1/chat/completions", &ask(json!({}))).ok();
     let choice = &answer["choices"][0];
-    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &json!("Let me see.")));
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &json!("Let me see."))
+    );
     let calls = choice["message"]["tool_calls"].as_array().expect("there are calls");
     let names: Vec<&Value> = calls.iter().map(|call| &call["function"]["name"]).collect();
     assert_eq!(names, ["weather", "time"]);
-    assert!(calls.iter().all(|call| call["type"] == "function" && call["id"].as_str().is_some_and(|id| id.starts_with("call_"))));
+    assert!(
+        calls
+            .iter()
+            .all(|call| call["type"] == "function" && call["id"].as_str().is_some_and(|id| id.starts_with("call_")))
+    );
     assert_ne!(calls[0]["id"], calls[1]["id"]);
     assert_eq!(calls[0]["function"]["arguments"], "{\"city\": \"Oslo\", \"days\": 3}");
     assert_eq!(answer["usage"]["total_tokens"], before - service.balance());
 
     // Without tools the same answer is words.
     let answer = service.post("/v1/chat/completions", &ask(json!({ "tools": null }))).ok();
-    assert_eq!((&answer["choices"][0]["message"]["content"], &answer["choices"][0]["finish_reason"]), (&json!(CALLS), &json!("stop")));
+    assert_eq!(
+        (&answer["choices"][0]["message"]["content"], &answer["choices"][0]["finish_reason"]),
+        (&json!(CALLS), &json!("stop"))
+    );
     let answer = service.post("/v1/chat/completions", &ask(json!({ "tool_choice": "none" }))).ok();
     assert_eq!(answer["choices"][0]["message"]["content"], CALLS);
 }
@@ -64,8 +75,10 @@ fn calls_are_told_from_words() {
 #[test]
 fn calls_stream_by_name_first_and_then_by_their_arguments() {
     let service = Service::saying(CALLS);
-    let events: Vec<String> = service.stream("/v1/chat/completions", &ask(json!({ "stream": true }))).map(|(_, data)| data).collect();
-    let chunks: Vec<Value> = events.iter().filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).expect("JSON")).collect();
+    let events: Vec<String> =
+        service.stream("/v1/chat/completions", &ask(json!({ "stream": true }))).map(|(_, data)| data).collect();
+    let chunks: Vec<Value> =
+        events.iter().filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).expect("JSON")).collect();
     let mut calls: Vec<(Value, String, String)> = Vec::new();
     for call in chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].get(0)) {
         let arguments = call["function"]["arguments"].as_str().expect("it is text");
@@ -78,7 +91,8 @@ fn calls_stream_by_name_first_and_then_by_their_arguments() {
             calls.last_mut().expect("a call comes first").2.push_str(arguments);
         }
     }
-    let read: Vec<(&str, &str)> = calls.iter().map(|(_, name, arguments)| (name.as_str(), arguments.as_str())).collect();
+    let read: Vec<(&str, &str)> =
+        calls.iter().map(|(_, name, arguments)| (name.as_str(), arguments.as_str())).collect();
     assert_eq!(read, [("weather", "{\"city\": \"Oslo\", \"days\": 3}"), ("time", "{}")]);
     let words: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(words, "Let me see.");
@@ -95,7 +109,8 @@ fn one_call_is_one_call() {
 
 #[test]
 fn a_strict_tool_is_called_as_its_schema_says() {
-    let says = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Atlantis\", \"days\": 99}}\n</tool_call>";
+    let says =
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Atlantis\", \"days\": 99}}\n</tool_call>";
     let service = Service::saying(says);
     let mut tools = functions();
     tools[0]["function"]["strict"] = true.into();
@@ -116,7 +131,11 @@ fn a_call_that_must_come_comes() {
     for extra in [json!({ "tool_choice": named }), json!({ "tool_choice": named, "temperature": 1.0, "seed": 7 })] {
         let answer = service.post("/v1/chat/completions", &ask(extra)).ok();
         let choice = &answer["choices"][0];
-        assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null), "{answer}");
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["content"]),
+            (&json!("tool_calls"), &Value::Null),
+            "{answer}"
+        );
         let calls = choice["message"]["tool_calls"].as_array().expect("there is a call");
         assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!("weather")));
         is_weather(calls[0]["function"]["arguments"].as_str().expect("it is text"));
@@ -145,7 +164,8 @@ fn results_of_calls_are_taken_back() {
         { "role": "tool", "tool_call_id": "call_1", "content": "Rain." },
     ]);
     // A template that knows tools, and one that knows none.
-    for service in [Service::saying("It rains."), Service::with(Choices { context_tokens: 4096, ..Choices::default() })] {
+    for service in [Service::saying("It rains."), Service::with(Choices { context_tokens: 4096, ..Choices::default() })]
+    {
         let answer = service.post("/v1/chat/completions", &ask(json!({ "messages": messages, "max_tokens": 5 }))).ok();
         assert_eq!(answer["object"], "chat.completion");
     }
@@ -167,7 +187,12 @@ fn wrong_tools_are_told_what_is_wrong() {
         (json!({ "response_format": { "type": "json_object" } }), "response_format"),
         (message(json!({ "tool_calls": call })), "messages"),
         (message(json!({ "role": "tool" })), "messages"),
-        (message(json!({ "role": "user", "tool_calls": [{ "id": "1", "function": { "name": "f", "arguments": "{}" } }] })), "messages"),
+        (
+            message(
+                json!({ "role": "user", "tool_calls": [{ "id": "1", "function": { "name": "f", "arguments": "{}" } }] }),
+            ),
+            "messages",
+        ),
     ] {
         let reply = service.post("/v1/chat/completions", &ask(extra.clone()));
         assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!(param)), "{extra} {}", reply.text);
@@ -192,11 +217,20 @@ fn messages_use_tools_and_take_their_results() {
     assert_eq!((&content[1]["name"], &content[1]["input"]), (&json!("weather"), &json!({ "city": "Oslo", "days": 3 })));
     assert!(content[1]["id"].as_str().is_some_and(|id| id.starts_with("toolu_")));
 
-    let events: Vec<(Option<String>, String)> = service.stream("/v1/messages", &message(json!({ "stream": true }))).collect();
+    let events: Vec<(Option<String>, String)> =
+        service.stream("/v1/messages", &message(json!({ "stream": true }))).collect();
     let events: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).expect("JSON")).collect();
-    let begun: Vec<&Value> = events.iter().filter(|event| event["type"] == "content_block_start").map(|event| &event["content_block"]["type"]).collect();
+    let begun: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["type"] == "content_block_start")
+        .map(|event| &event["content_block"]["type"])
+        .collect();
     assert_eq!(begun, ["text", "tool_use", "tool_use"]);
-    let input: String = events.iter().filter(|event| event["index"] == 1).filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+    let input: String = events
+        .iter()
+        .filter(|event| event["index"] == 1)
+        .filter_map(|event| event["delta"]["partial_json"].as_str())
+        .collect();
     assert_eq!(input, "{\"city\": \"Oslo\", \"days\": 3}");
     assert!(events.iter().any(|event| event["delta"]["stop_reason"] == "tool_use"));
 
@@ -212,8 +246,13 @@ fn messages_use_tools_and_take_their_results() {
     service.post("/v1/messages", &message(json!({ "messages": turns }))).ok();
     let choice = json!({ "type": "tool", "name": "weather" });
     let answer = service.post("/v1/messages", &message(json!({ "tool_choice": choice }))).ok();
-    assert_eq!((&answer["content"][0]["type"], &answer["content"][0]["name"]), (&json!("tool_use"), &json!("weather")), "{answer}");
-    let reply = service.post("/v1/messages", &message(json!({ "tools": [{ "type": "bash_20250124", "name": "bash" }] })));
+    assert_eq!(
+        (&answer["content"][0]["type"], &answer["content"][0]["name"]),
+        (&json!("tool_use"), &json!("weather")),
+        "{answer}"
+    );
+    let reply =
+        service.post("/v1/messages", &message(json!({ "tools": [{ "type": "bash_20250124", "name": "bash" }] })));
     assert_eq!(reply.status, 400, "{}", reply.text);
     let counted = |tools: Value| {
         let request = message(json!({ "tools": tools, "max_tokens": null }));
@@ -227,19 +266,30 @@ fn responses_call_functions_and_take_their_outputs() {
     let service = Service::saying(CALLS);
     let tools = json!([{ "type": "function", "name": "weather", "parameters": weather() }, { "type": "function", "name": "time" }]);
     let request = |extra: Value| {
-        with(json!({ "model": MODEL, "input": "What is it like?", "temperature": 0, "max_output_tokens": 600, "tools": tools }), extra)
+        with(
+            json!({ "model": MODEL, "input": "What is it like?", "temperature": 0, "max_output_tokens": 600, "tools": tools }),
+            extra,
+        )
     };
     let answer = service.post("/v1/responses", &request(json!({}))).ok();
     assert_eq!(answer["status"], "completed");
     let output = answer["output"].as_array().expect("there are items");
     let kinds: Vec<&Value> = output.iter().map(|item| &item["type"]).collect();
     assert_eq!(kinds, ["message", "function_call", "function_call"]);
-    assert_eq!((&output[1]["name"], &output[1]["arguments"]), (&json!("weather"), &json!("{\"city\": \"Oslo\", \"days\": 3}")));
+    assert_eq!(
+        (&output[1]["name"], &output[1]["arguments"]),
+        (&json!("weather"), &json!("{\"city\": \"Oslo\", \"days\": 3}"))
+    );
 
-    let events: Vec<(Option<String>, String)> = service.stream("/v1/responses", &request(json!({ "stream": true }))).collect();
+    let events: Vec<(Option<String>, String)> =
+        service.stream("/v1/responses", &request(json!({ "stream": true }))).collect();
     let events: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).expect("JSON")).collect();
     let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).cloned().collect::<Vec<Value>>();
-    let arguments: String = of("response.function_call_arguments.delta").iter().filter(|event| event["output_index"] == 1).filter_map(|event| event["delta"].as_str()).collect();
+    let arguments: String = of("response.function_call_arguments.delta")
+        .iter()
+        .filter(|event| event["output_index"] == 1)
+        .filter_map(|event| event["delta"].as_str())
+        .collect();
     assert_eq!(arguments, output[1]["arguments"]);
     assert_eq!(of("response.output_item.done").len(), 3);
     let last = &events[events.len() - 1]["response"]["output"];
