@@ -15,7 +15,9 @@
 // FAKECUDA_MEMORY_BYTES=n     memory of each device (4 GiB)
 // FAKECUDA_SEED=n             shuffles the order that threads run in
 // FAKECUDA_FAIL_LAUNCH=n      the n-th launch fails, and with it everything after, as an illegal address does
+// FAKECUDA_FAULT=name         kernels whose names begin so leave out their last block, so that tests must fail
 // FAKECUDA_NO_KERNELS=1       kernels do nothing, so that all the time a step takes is the host's
+// FAKECUDA_TRACE=file         what the driver is asked to do, a call a line, from those that need a context
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -66,11 +68,11 @@ int current_device();
 
 // --- what every call asks first
 
-// INVALID_CONTEXT without a current context, LAUNCH_FAILED after a launch failed, else OK.
-Result ready();
+// INVALID_CONTEXT without a current context, LAUNCH_FAILED after a launch failed, else OK. Notes the call, unless it did.
+Result ready(const char* call = __builtin_FUNCTION());
 
 // As `ready`; and CAPTURE_UNSUPPORTED, with the capture lost, while this thread captures.
-Result ready_to_wait();
+Result ready_to_wait(const char* call = __builtin_FUNCTION());
 
 #define REQUIRE(check)                                     \
     if (Result refused = (check); refused != OK) return refused

@@ -24,6 +24,12 @@ Version version(const char* text) {
 
 int devices() { return getenv("FAKECUDA_NODEV") ? 0 : atoi(setting("FAKECUDA_DEVICES", "1")); }
 
+// Adds a call to the trace, where one was asked for; it is written when the process ends.
+void note(const char* call) {
+    static FILE* const trace = getenv("FAKECUDA_TRACE") ? fopen(getenv("FAKECUDA_TRACE"), "w") : nullptr;
+    if (trace && call) fprintf(trace, "%s\n", call);
+}
+
 // Contexts are told apart by address; there is one a device.
 char contexts[64];
 thread_local void* context = nullptr;
@@ -44,10 +50,13 @@ size_t device_memory_bytes() {
 }
 int current_device() { return context ? static_cast<int>(static_cast<char*>(context) - contexts) : -1; }
 
-Result ready() { return !context ? INVALID_CONTEXT : has_failed() ? LAUNCH_FAILED : OK; }
+Result ready(const char* call) {
+    note(call);
+    return !context ? INVALID_CONTEXT : has_failed() ? LAUNCH_FAILED : OK;
+}
 
-Result ready_to_wait() {
-    REQUIRE(ready());
+Result ready_to_wait(const char* call) {
+    REQUIRE(ready(call));
     if (!thread_captures()) return OK;
     invalidate_captures_of_thread();
     return CAPTURE_UNSUPPORTED;
@@ -141,7 +150,7 @@ API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 API cuCtxSynchronize() {
     REQUIRE(ready_to_wait());
     finish_all();
-    return ready();
+    return ready(nullptr);
 }
 
 static const char* error_name(int error) {

@@ -158,7 +158,7 @@ API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
     if (!is_pinned(to, bytes)) {
         if (is_capturing(stream)) return CAPTURE_UNSUPPORTED;
         finish(stream);
-        REQUIRE(ready());
+        REQUIRE(ready(nullptr));
         memcpy(to, reinterpret_cast<void*>(from), bytes);
         return OK;
     }

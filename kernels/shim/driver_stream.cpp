@@ -133,7 +133,7 @@ API cuStreamDestroy_v2(void* handle) {
 API cuStreamSynchronize(void* stream) {
     REQUIRE(ready_to_wait());
     finish(stream);
-    return ready();
+    return ready(nullptr);
 }
 API cuStreamQuery(void* stream) { return cuStreamSynchronize(stream); }
 
@@ -167,7 +167,7 @@ API cuStreamWaitEvent(void*, void* handle, unsigned) {
 API cuEventSynchronize(void* handle) {
     REQUIRE(ready_to_wait());
     if (auto stream = at<Event>(handle)->stream) work_off(*stream);
-    return ready();
+    return ready(nullptr);
 }
 API cuEventQuery(void* event) { return cuEventSynchronize(event); }
 API cuEventElapsedTime_v2(float* ms, void* start, void* end) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{Home, parse, text, tiny_model};
 
 /// Whether there is a device.
-fn device() -> bool {
+pub(crate) fn device() -> bool {
     match tokrun_kernels::cuda::probe() {
         Ok(_) => true,
         Err(reason) => {
@@ -94,8 +94,66 @@ fn the_energy_of_a_cuda_card_is_split_over_its_requests() {
     assert!((joules - sum).abs() < 1e-3, "{joules} of {sum} J");
 }
 
-fn is_driver_for_tests() -> bool {
+pub(crate) fn is_driver_for_tests() -> bool {
     tokrun_kernels::cuda::probe().is_ok_and(|machine| machine.devices[0].name == "CPU shim")
+}
+
+/// Whatever a step of decoding draws, and from however many sequences: it is one graph, captured when the model was loaded,
+/// between a copy to the card and one from it. Nothing else is captured, allocated, freed, launched or waited for.
+#[test]
+fn a_step_of_decoding_is_one_graph_between_two_copies() {
+    if !device() || !is_driver_for_tests() {
+        return;
+    }
+    let (home, model) = (Home::new(), tiny_model());
+    home.wallet("ada", 10_000);
+    let generate = ["generate", "Hello", "--model", &model, "--user", "ada", "--ignore-eos", "--max-tokens", "30"];
+    let sampled = ["--no-speculation", "--temperature", "0.7", "--top-k", "9"];
+    let bench = ["bench", "--model", &model, "-p", "0", "-n", "6", "-r", "1", "--ledger", "off"];
+    // Graphs for 1, 2, 4, 8, 16, 24 ... 64 rows.
+    let runs = [
+        ([&generate[..], &["--no-speculation"]].concat(), 1),
+        ([&generate[..], &sampled].concat(), 1),
+        ([&bench[..], &["--concurrency", "1,3,6,17,64"]].concat(), 11),
+    ];
+    for (arguments, buckets) in runs {
+        let calls = traced(&home, &arguments);
+        let captures = |calls: &[String]| calls.iter().filter(|call| *call == "cuStreamBeginCapture_v2").count();
+        let first = calls.iter().position(|call| call == "cuGraphLaunch").expect("steps are graphs");
+        assert_eq!((captures(&calls[..first]), captures(&calls[first..])), (buckets, 0), "{arguments:?}");
+        // What comes before the first one belongs to loading and to prompts, what comes after the last one to the end.
+        let mut steps: Vec<&[String]> = calls.split(|call| call == "cuGraphLaunch").skip(1).collect();
+        steps.pop();
+        assert!(steps.len() >= 20, "{} steps: {arguments:?}", steps.len());
+        for step in steps {
+            let asked: Vec<&str> =
+                step.iter().map(String::as_str).filter(|call| *call != "cuEventSynchronize").collect();
+            let copies = ["cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuMemcpyHtoDAsync_v2", "cuEventRecord"];
+            assert_eq!(asked, copies, "{arguments:?}");
+        }
+    }
+}
+
+/// What the driver for tests was asked to do, a call each; its kernels do nothing.
+fn traced(home: &Home, arguments: &[&str]) -> Vec<String> {
+    let trace = home.path().join("trace");
+    let mut command = home.command(arguments);
+    command.args(["--device", "cuda"]).env("FAKECUDA_TRACE", &trace).env("FAKECUDA_NO_KERNELS", "1");
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    std::fs::read_to_string(trace).expect("a trace").lines().map(str::to_owned).collect()
+}
+
+/// One binary for machines with and without a driver: it is looked for when it is needed.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_program_is_linked_with_no_cuda_library() {
+    let ldd = std::process::Command::new("ldd").arg(env!("CARGO_BIN_EXE_tokrun")).output().expect("libc brings ldd");
+    let libraries = text(&ldd.stdout);
+    assert!(libraries.contains("libc.so"), "{libraries}");
+    for name in ["cuda", "nvidia", "cublas", "nvrtc", "nccl"] {
+        assert!(!libraries.contains(name), "{libraries}");
+    }
 }
 
 /// A device that is not there is an error with a hint, with and without a driver.

@@ -246,6 +246,13 @@ pub trait Backend: Send + Sized {
     /// When memory is short.
     fn kv_cache(&mut self, shape: KvShape) -> Result<Self::Kv, KernelError>;
 
+    /// Makes ready for steps of one row a sequence, of up to `sequences_max` sequences that have up to `blocks_max` blocks in
+    /// all, so that none of them waits for memory or for a device to learn what it has to do. `step` goes through one of so
+    /// many rows, of which nothing is computed; the answers that it reads are worthless. Nothing where that gains nothing.
+    fn rehearse(&mut self, sequences_max: usize, blocks_max: usize, step: impl FnMut(&mut Self, usize)) {
+        let _ = (sequences_max, blocks_max, step);
+    }
+
     /// Begins a step: the operations up to the next `begin` work on its rows.
     fn begin(&mut self, step: &Step);
 
@@ -312,7 +319,8 @@ pub trait Backend: Send + Sized {
     fn feed(&mut self, drawn: &[(usize, usize)]);
 
     /// Draws tokens where the logits are, one with each of `draws` from the rows from `first` on of those that were
-    /// [selected](Self::select), the last operation of a step. It does not wait for them.
+    /// [selected](Self::select), the last operation of a step. It does not wait for them. Without draws there is nothing to be
+    /// [`sampled`](Self::sampled) either.
     fn sample(&mut self, logits: &Self::Rows, first: usize, draws: &[Draw]);
 
     /// What the earliest `sample` drew that was not asked for yet, waiting until it is there; two at most may be left.

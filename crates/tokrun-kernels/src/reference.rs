@@ -207,6 +207,9 @@ impl Backend for Reference {
     }
 
     fn sample(&mut self, logits: &ReferenceRows, first: usize, draws: &[Draw]) {
+        if draws.is_empty() {
+            return;
+        }
         let rows = logits.first(self.rows).chunks(logits.width()).skip(first);
         self.drawn.push(draws.iter().zip(rows).map(|(draw, row)| draw.choose(row)).collect(), draws.len());
     }

@@ -280,6 +280,9 @@ impl Backend for Cpu {
     }
 
     fn sample(&mut self, logits: &CpuRows, first: usize, draws: &[Draw]) {
+        if draws.is_empty() {
+            return;
+        }
         self.timed("sample", |cpu| {
             let drawn: Vec<OnceLock<_>> = draws.iter().map(|_| OnceLock::new()).collect();
             let rows = logits.first(cpu.rows).chunks(logits.width()).skip(first);

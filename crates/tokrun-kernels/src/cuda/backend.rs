@@ -1,9 +1,10 @@
 //! The backend: which kernels an operation launches.
 //!
 //! Operations write launches down. In a step that only decodes, one row a sequence, they are carried out all at once when
-//! the result is asked for or the next step begins, from the third time on as one graph (`graph`); in other steps each is
-//! launched as it comes. Nothing waits for the device but reading.
+//! the result is asked for or the next step begins, as one graph (`graph`) where the step was rehearsed or came before; in
+//! other steps each is launched as it comes. Nothing waits for the device but reading.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub struct Cuda {
     graphs: Graphs,
     /// The step is written down as a whole, rather than launched piece by piece.
     recording: bool,
+    rehearsal: Rehearsal,
     /// Rows that operations compute: those of the step, filled up where it is recorded, or those chosen since.
     pub(super) rows: usize,
     /// Rows that there is room for in the largest matrix: what steps may have.
@@ -70,6 +72,16 @@ pub struct CudaOptions {
     /// A row has the same bits alone, in any batch and in any cut of a prompt: sums keep one order, whatever a step looks
     /// like. Without it, steps of many rows go through tensor cores, whose order of sums depends on how many rows there are.
     pub deterministic: bool,
+}
+
+/// Whether steps are gone through, of which nothing is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rehearsal {
+    #[default]
+    No,
+    Yes,
+    /// Memory took the place of smaller memory, which launches that were written down before refer to.
+    Spoilt,
 }
 
 /// The kernels that do not depend on the type of weights or of the cache.
@@ -158,6 +170,7 @@ impl Cuda {
             launches: Launches::default(),
             graphs: Graphs::default(),
             recording: false,
+            rehearsal: Rehearsal::No,
             rows: 0,
             rows_max: 0,
             asked: 0,
@@ -230,8 +243,17 @@ impl Cuda {
             if cuda.launches.is_empty() {
                 return Ok(());
             }
-            cuda.stage.upload(&cuda.device)?;
-            cuda.graphs.run(&cuda.device, cuda.key, &mut cuda.launches)
+            match cuda.rehearsal {
+                Rehearsal::No => {
+                    cuda.stage.upload(&cuda.device)?;
+                    cuda.graphs.run(&cuda.device, cuda.key, &mut cuda.launches)
+                }
+                Rehearsal::Yes => cuda.graphs.rehearse(&cuda.device, cuda.key, &mut cuda.launches),
+                Rehearsal::Spoilt => {
+                    cuda.launches.clear();
+                    Ok(())
+                }
+            }
         });
     }
 
@@ -307,6 +329,27 @@ impl Backend for Cuda {
 
     fn kv_cache(&mut self, shape: KvShape) -> Result<CudaKv, KernelError> {
         CudaKv::new(&self.device, shape, !self.options.deterministic)
+    }
+
+    fn rehearse(&mut self, sequences_max: usize, blocks_max: usize, mut step: impl FnMut(&mut Self, usize)) {
+        self.finish();
+        self.attempt(|cuda| {
+            cuda.stage.reserve(&cuda.device, cuda.rows_max.max(sequences_max), blocks_max)?;
+            cuda.drawn.reserve(&cuda.device, cuda.stage.rows())
+        });
+        // The largest first, which makes room for the others.
+        for rows in (1..=sequences_max).map(bucket).collect::<BTreeSet<_>>().into_iter().rev() {
+            // Once more where a layer wanted more room than those before.
+            for _ in 0..2 {
+                self.rehearsal = Rehearsal::Yes;
+                step(self, rows);
+                self.finish();
+                if self.rehearsal != Rehearsal::Spoilt {
+                    break;
+                }
+            }
+        }
+        self.rehearsal = Rehearsal::No;
     }
 
     fn begin(&mut self, step: &Step) {
@@ -437,19 +480,23 @@ impl Backend for Cuda {
     }
 
     fn feed(&mut self, drawn: &[(usize, usize)]) {
-        if drawn.is_empty() {
-            return;
+        // A step that is recorded is the same whether it feeds or not.
+        if self.recording || !drawn.is_empty() {
+            self.operate(|cuda| cuda.launch_feed(drawn));
         }
-        self.key.feeds = true;
-        self.operate(|cuda| cuda.launch_feed(drawn));
     }
 
     fn sample(&mut self, logits: &CudaRows, first: usize, draws: &[Draw]) {
         assert!(first + draws.len() <= self.asked, "{} draws from row {first} of {}", draws.len(), self.asked);
-        (self.key.drawn_from, self.key.drawn) = (first, bucket(draws.len()));
-        self.operate(|cuda| cuda.launch_sample(logits, first, draws));
+        // Likewise, whether it draws or not: from rows without a draw, nothing is.
+        if self.recording || !draws.is_empty() {
+            self.key.drawn_from = Some(first);
+            self.operate(|cuda| cuda.launch_sample(logits, first, draws));
+        }
         self.finish();
-        self.send_drawn(draws.len());
+        if !draws.is_empty() {
+            self.send_drawn(draws.len());
+        }
     }
 
     fn sampled(&mut self) -> Vec<Result<u32, BadLogit>> {
@@ -474,8 +521,13 @@ impl Backend for Cuda {
 
 impl Cuda {
     /// Carries out everything up to now and waits for it, so that memory it uses can go. The rest of the step is not
-    /// recorded.
+    /// recorded. In a rehearsal, it is forgotten.
     pub(super) fn settle(&mut self) -> Result<(), KernelError> {
+        if self.rehearsal != Rehearsal::No {
+            self.rehearsal = Rehearsal::Spoilt;
+            self.launches.clear();
+            return Ok(self.device.synchronise()?);
+        }
         if std::mem::take(&mut self.recording) {
             self.stage.upload(&self.device)?;
         }

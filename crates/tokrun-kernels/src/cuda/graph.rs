@@ -1,5 +1,5 @@
-//! Steps that only decode are written down and carried out as one: the first time by launching one kernel after the
-//! other, from the third time on by replaying a graph.
+//! Steps that only decode are written down and carried out as one, by replaying a graph. Those that were rehearsed when the
+//! model was loaded have theirs; of others, kernels are launched one after the other the first time, and captured the second.
 //!
 //! All that differs from step to step lies in memory at fixed addresses (`stage`), so a graph is right for as long as the
 //! same launches come. That is compared word for word each time; where they differ, the graph is dropped.
@@ -21,12 +21,8 @@ pub(super) struct Key {
     pub(super) rows: usize,
     /// Rows whose output is wanted, filled up.
     pub(super) chosen: usize,
-    /// Some of the rows' tokens come from the step before.
-    pub(super) feeds: bool,
-    /// The first row of output that a token is drawn from.
-    pub(super) drawn_from: usize,
-    /// Rows that one is drawn from, filled up.
-    pub(super) drawn: usize,
+    /// The first row of output that a token may be drawn from.
+    pub(super) drawn_from: Option<usize>,
 }
 
 /// The steps that came before.
@@ -40,7 +36,8 @@ pub(super) struct Graphs {
 #[derive(Debug)]
 struct Known {
     launches: Launches,
-    /// From the second time on. The first time, everything is made that kernels need and that a capture does not allow.
+    /// From the second time on, or the rehearsal. The first time, everything is made that kernels need and that a capture does
+    /// not allow.
     graph: Option<Graph>,
 }
 
@@ -63,11 +60,23 @@ impl Graphs {
             };
             return Ok(graph.launch()?);
         }
+        launches.launch(device)?;
+        self.remember(key, Known { launches: std::mem::take(launches), graph: None });
+        Ok(())
+    }
+
+    /// Captures a step that will come. `launches` is empty afterwards.
+    pub(super) fn rehearse(&mut self, device: &Device, key: Key, launches: &mut Launches) -> Result<(), KernelError> {
+        let launches = std::mem::take(launches);
+        let graph = device.capture(|| launches.launch(device))?;
+        self.remember(key, Known { launches, graph: Some(graph) });
+        Ok(())
+    }
+
+    fn remember(&mut self, key: Key, step: Known) {
         if self.known.len() >= GRAPHS_MAX {
             self.known.clear();
         }
-        launches.launch(device)?;
-        self.known.insert(key, Known { launches: std::mem::take(launches), graph: None });
-        Ok(())
+        self.known.insert(key, step);
     }
 }

@@ -13,7 +13,8 @@ use crate::KernelError;
 pub(super) const fn bucket(rows: usize) -> usize {
     match rows {
         0..=8 => rows.next_power_of_two(),
-        _ => rows.next_multiple_of(8),
+        9..=64 => rows.next_multiple_of(8),
+        _ => rows.next_multiple_of(32),
     }
 }
 

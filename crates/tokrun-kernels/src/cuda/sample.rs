@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::backend::{Cuda, THREADS};
 use super::device::Device;
 use super::memory::{Arriving, Buffer};
-use super::rows::{CudaRows, bucket};
+use super::rows::CudaRows;
 use crate::KernelError;
 use crate::sampling::{BadLogit, Draw};
 
@@ -29,6 +29,25 @@ pub(super) struct Drawn {
 }
 
 impl Drawn {
+    /// Makes room for steps that draw from so many rows: on the device, and on the host for the one that is under way and the
+    /// one that is taken.
+    pub(super) fn reserve(&mut self, device: &Device, rows: usize) -> Result<(), KernelError> {
+        self.latest(device, rows)?;
+        while self.spare.len() < 2 {
+            self.spare.push(device.arriving(WORDS * rows)?);
+        }
+        Ok(())
+    }
+
+    /// Where tokens are drawn to; with room for so many rows at first.
+    fn latest(&mut self, device: &Device, rows: usize) -> Result<u64, KernelError> {
+        let latest = match self.latest.take() {
+            Some(latest) => latest,
+            None => device.zeroed(WORDS * rows)?,
+        };
+        Ok(self.latest.insert(latest).address())
+    }
+
     /// Begins the copy of the first `rows` rows.
     fn send(&mut self, device: &Device, rows: usize) -> Result<(), KernelError> {
         let Some(latest) = &self.latest else { return Ok(()) };
@@ -62,7 +81,7 @@ impl Cuda {
             self.stage.upload_tokens(&self.device, self.rows)?;
         }
         let (tokens, rows) = (self.stage.tokens(), self.rows);
-        let latest = self.drawn.latest.as_ref().expect("the tokens were drawn in a step before").address();
+        let latest = self.drawn.latest(&self.device, self.stage.rows())?;
         let arguments = self.launches.add(self.kernels.feed, [rows.div_ceil(THREADS), 1, 1], THREADS);
         arguments.param().address(tokens).param().int(rows).param().address(latest);
         Ok(())
@@ -70,21 +89,20 @@ impl Cuda {
 
     /// Writes down the draws and their launch.
     pub(super) fn launch_sample(&mut self, logits: &CudaRows, first: usize, draws: &[Draw]) -> Result<(), KernelError> {
-        // Of rows that only fill a step up nothing is drawn.
-        let count = if self.is_recording() { bucket(draws.len()) } else { draws.len() };
+        // Of rows that have no draw, or only fill a step up, nothing is drawn.
+        let count = if self.is_recording() { self.rows - first } else { draws.len() };
         assert!(draws.iter().all(|draw| draw.vocab_size <= logits.width()), "the logits' width");
-        let len = WORDS * self.stage.rows().max(count);
-        if self.drawn.latest.as_ref().is_none_or(|latest| latest.len() < len) {
+        if self.drawn.latest.as_ref().is_some_and(|latest| latest.len() < WORDS * count) {
             // What was drawn before is not needed any more: this step has begun.
             self.settle()?;
-            self.drawn.latest = Some(self.device.zeroed(len)?);
+            self.drawn.latest = None;
         }
+        let drawn = self.drawn.latest(&self.device, self.stage.rows().max(count))?;
         self.stage.draw(draws, count);
         if !self.is_recording() {
             self.stage.upload_draws(&self.device, count)?;
         }
         let from = logits.address(self.rows) + 4 * (first * logits.width()) as u64;
-        let drawn = self.drawn.latest.as_ref().expect("made above").address();
         let (draws, width) = (self.stage.draws(), logits.width());
         let arguments = self.launches.add(self.kernels.sample, [count, 1, 1], ROW_THREADS).param().address(from);
         arguments.param().int(width).param().address(draws).param().address(drawn);

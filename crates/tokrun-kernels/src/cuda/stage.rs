@@ -101,14 +101,7 @@ impl Stage {
         rows_max: usize,
     ) -> Result<(), KernelError> {
         let blocks = step.spans.iter().map(|span| span.blocks.len()).sum::<usize>();
-        if rows.max(rows_max) > self.room.rows || blocks > self.room.blocks {
-            device.synchronise()?;
-            let room = Room {
-                rows: self.room.rows.max(bucket(rows.max(rows_max))),
-                blocks: self.room.blocks.max(blocks.next_power_of_two()),
-            };
-            *self = Self::with_room(device, room)?;
-        }
+        self.reserve(device, rows.max(rows_max), blocks)?;
         self.turn = 1 - self.turn;
         (self.chosen, self.blocks) = (0, blocks);
         let room = self.room;
@@ -130,6 +123,19 @@ impl Stage {
         }
         for (words, rows) in words[room.prompts()..].as_chunks_mut::<2>().0.iter_mut().zip(prompts(step)) {
             *words = [rows.start as u32, rows.len() as u32];
+        }
+        Ok(())
+    }
+
+    /// Makes room for steps of so many rows and blocks.
+    pub(super) fn reserve(&mut self, device: &Device, rows: usize, blocks: usize) -> Result<(), KernelError> {
+        if rows > self.room.rows || blocks > self.room.blocks {
+            device.synchronise()?;
+            let room = Room {
+                rows: self.room.rows.max(bucket(rows)),
+                blocks: self.room.blocks.max(blocks.next_power_of_two()),
+            };
+            *self = Self::with_room(device, room)?;
         }
         Ok(())
     }

@@ -4,13 +4,16 @@ use std::collections::{BTreeSet, VecDeque};
 
 use tokrun_kernels::energy::EnergyMeter;
 use tokrun_kernels::sampling::Draw;
-use tokrun_kernels::{Backend, KV_BLOCK_TOKENS, Span, Step};
+use tokrun_kernels::{Backend, KV_BLOCK_TOKENS, KernelError, Span, Step};
 
 use super::decoder::{Buffers, Decoder, Room};
 use crate::{
     Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, ModelError, OpTime, Outcome, SequenceHandle, TokenId,
     Wanted,
 };
+
+/// Blocks of all sequences of a step that a place is kept for: at 16 tokens each, 16 million tokens.
+const REHEARSED_BLOCKS_MAX: usize = 1 << 20;
 
 /// A decoder with its cache and its buffers.
 pub(super) struct Parts<B: Backend> {
@@ -281,6 +284,24 @@ impl<B: Backend> NativeExecutor<B> {
     }
 }
 
+impl<B: Backend> Parts<B> {
+    /// Makes the backend ready for steps of up to `sequences_max` sequences of up to `context_tokens` tokens.
+    pub(super) fn rehearse(&mut self, sequences_max: usize, context_tokens: usize) -> Result<(), KernelError> {
+        let Self { backend, decoder, buffers, kv, .. } = self;
+        // Few machines have room for more, and what is reserved for them should not take much of it.
+        let blocks_max =
+            sequences_max.saturating_mul(context_tokens.div_ceil(KV_BLOCK_TOKENS)).min(REHEARSED_BLOCKS_MAX);
+        backend.rehearse(sequences_max, blocks_max, |backend, rows| {
+            let spans = (0..rows).map(|row| Span { rows: row..row + 1, start: 0, blocks: Vec::new() });
+            let step = Step { tokens: vec![0; rows], spans: spans.collect() };
+            let wanted = WantedRows { drawn: (0..rows).collect(), given: Vec::new() };
+            decoder.layers(backend, &step, &[], kv, buffers);
+            compute_head(backend, decoder, &wanted, &[], buffers);
+        });
+        backend.failure().map_or(Ok(()), Err)
+    }
+}
+
 /// Computes the logits that are wanted, those to draw from first, and draws.
 fn compute_head<B: Backend>(
     backend: &mut B,
@@ -292,9 +313,7 @@ fn compute_head<B: Backend>(
     if wanted.len() > 0 {
         decoder.head(backend, &[&wanted.drawn[..], &wanted.given].concat(), buffers);
     }
-    if !draws.is_empty() {
-        buffers.sample(backend, draws);
-    }
+    buffers.sample(backend, draws);
 }
 
 /// Cuts a batch into steps.

@@ -179,6 +179,7 @@ fn build<B: Backend>(
     let (embedded_tokens, energy) = (architecture.embedded_tokens, energy.join().ok().flatten());
     // A drawn token is fed before anybody could see that it is outside the matrix.
     let steps_ahead = usize::from(B::SAMPLES_AHEAD && architecture.embedded_tokens >= architecture.vocab_size);
-    let parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy, steps_ahead };
+    let mut parts = executor::Parts { backend, decoder, buffers, kv, room, embedded_tokens, energy, steps_ahead };
+    parts.rehearse(sequences_max, info.context_tokens)?;
     Ok(NativeExecutor::new(info, notes, parts))
 }
