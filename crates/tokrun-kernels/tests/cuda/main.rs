@@ -9,6 +9,7 @@ mod attention;
 #[path = "../it/common.rs"]
 mod common;
 mod decoding;
+mod faults;
 mod heads;
 #[path = "../it/linear.rs"]
 mod linear;
