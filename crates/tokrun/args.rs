@@ -17,7 +17,7 @@ mod serve;
 pub(crate) use agreed::{BudgetArgs, EventsArgs, LimitCommand, LimitSetArgs, ProjectCommand, Span};
 pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
-pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs};
+pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs, WeightStorage};
 pub(crate) use people::{ApproveArgs, DelegateArgs, KeyCommand, KeyCreateArgs, RequestArgs};
 pub(crate) use prices::{EstimateArgs, PriceCommand, PriceSetArgs};
 pub(crate) use serve::ServeArgs;
@@ -255,6 +255,9 @@ pub(crate) struct FitArgs {
     /// Longest sequence, prompt and answer together, in tokens; what the model allows if absent.
     #[arg(long, short = 'c', value_name = "N", value_parser = compute::positive, requires = "fit")]
     pub(crate) context: Option<usize>,
+    /// What weights of floats would be rounded to.
+    #[arg(long, value_enum, value_name = "TYPE", requires = "fit")]
+    pub(crate) dtype: Option<WeightStorage>,
     /// Sequences at once.
     #[arg(long, value_name = "N", value_parser = compute::positive, default_value = "1", requires = "fit")]
     pub(crate) sequences: usize,

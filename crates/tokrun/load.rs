@@ -195,7 +195,7 @@ pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, M
         template: ChatTemplate::compile(file.assets()),
         end_tokens: file.assets().end_token_ids.clone(),
     };
-    Ok((model, file.info().clone()))
+    Ok((model, file.info_as_loaded(options)?))
 }
 
 /// Refuses a device that cannot compute, and says what can. Whoever sits at a terminal hears where it will be computed when

@@ -115,6 +115,8 @@ pub struct LoadOptions {
     pub kv_cache_bytes: Option<u64>,
     /// Native: how the KV cache stores values; F16 where nothing is said, F32 where the weights are F32.
     pub kv_type: Option<KvType>,
+    /// Native: rounds the projections of a model of 16-bit or 32-bit floats to 8-bit ones (e4m3) as they are loaded.
+    pub fp8: bool,
     /// Native: results do not depend on what else is computed at the same time, to the bit, on CUDA devices too, where it
     /// costs speed. The processor's never do.
     pub deterministic: bool,
@@ -266,7 +268,36 @@ impl ModelFile {
     /// [`ModelError::DoesNotFit`], with what would; [`ModelError::Unsupported`] for what the native executor does not
     /// compute.
     pub fn plan(&self, options: &LoadOptions) -> Result<MemoryPlan, ModelError> {
+        self.check_rounding(options)?;
         crate::native::plan(self.native(), &self.info, options)
+    }
+
+    /// What is told of it once it is loaded: with weights that are rounded, their type and size.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn info_as_loaded(&self, options: &LoadOptions) -> Result<ModelInfo, ModelError> {
+        let mut info = self.info.clone();
+        if options.fp8 {
+            info.weight_bytes = crate::native::weight_bytes(self.native(), options)?;
+            info.dtype = "FP8".to_owned();
+        }
+        Ok(info)
+    }
+
+    fn check_rounding(&self, options: &LoadOptions) -> Result<(), ModelError> {
+        let is_float = matches!(&*self.info.dtype, "F32" | "F16" | "BF16");
+        let reason = match options.backend {
+            _ if !options.fp8 => return Ok(()),
+            BackendChoice::Candle => "candle rounds no weights to 8-bit floats: use --backend native".to_owned(),
+            _ if is_float => return Ok(()),
+            _ => format!(
+                "only weights of 16-bit and 32-bit floats are rounded to 8-bit ones, and these are {} already: leave out \
+                 --dtype",
+                self.info.dtype
+            ),
+        };
+        Err(ModelError::Unsupported { reason })
     }
 
     /// Loads the weights.
@@ -274,6 +305,7 @@ impl ModelFile {
     /// # Errors
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        self.check_rounding(options)?;
         match options.backend {
             BackendChoice::Candle if matches!(options.processor, Processor::Cuda(_)) => {
                 let reason = "candle computes on the CPU only: use --backend native, or --device cpu".to_owned();
@@ -286,7 +318,7 @@ impl ModelFile {
                     let reason = format!("{reason}; candle may run it with --device cpu");
                     Err(ModelError::Unsupported { reason })
                 }
-                Err(ModelError::Unsupported { reason }) => self.fall_back(options, &reason),
+                Err(ModelError::Unsupported { reason }) if !options.fp8 => self.fall_back(options, &reason),
                 result => result,
             },
         }

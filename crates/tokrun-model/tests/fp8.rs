@@ -1,5 +1,5 @@
 //! Safetensors with weights of 8-bit floats: on a processor, which widens them, their logits are those of the same weights in
-//! f32, bit for bit, however their scales lie.
+//! f32, bit for bit, however their scales lie. And weights of wider floats that become such.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -146,6 +146,66 @@ fn eight_bit_floats_are_what_their_scales_make_of_them() {
         let found = logits(load(folder.path()).expect("the model loads").as_mut(), &tokens, &[]);
         assert_eq!(found, expected, "{settings}");
     }
+}
+
+/// Weights of wider floats that are rounded as they are loaded.
+fn rounded(processor: Processor) -> LoadOptions {
+    LoadOptions {
+        processor,
+        backend: BackendChoice::Native,
+        kv_type: Some(KvType::F32),
+        fp8: true,
+        ..LoadOptions::default()
+    }
+}
+
+/// Weights are off by a 40th of themselves, root mean square, and their errors do not add up: the logits of these two layers
+/// stay within a tenth of the largest one.
+#[test]
+fn floats_are_rounded_as_they_are_loaded() {
+    let folder = folder(&models().1, "");
+    let file = ModelFile::open(folder.path()).expect("the model is sound");
+    let options = rounded(Processor::Cpu);
+    let tokens: Vec<u32> = (0..40).map(|at| at * 37 % 384).collect();
+    let exact = logits(load(folder.path()).expect("the model loads").as_mut(), &tokens, &[]);
+    let found = logits(file.load(&options).expect("the model loads").as_mut(), &tokens, &[]);
+    let spread = exact.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+    let far = distance(&found, &exact) / spread;
+    assert!((1e-4..0.1).contains(&far), "{far} of {spread} off the wider weights");
+    let (wide, small) = (file.info(), file.info_as_loaded(&options).expect("it is computed"));
+    assert_eq!((&*wide.dtype, &*small.dtype), ("F32", "FP8"));
+    // The embedding stays as it is.
+    let kept = 4 * 384 * WIDTH as u64;
+    assert!(small.weight_bytes > kept && small.weight_bytes < kept + wide.weight_bytes / 3, "{}", small.weight_bytes);
+}
+
+/// A card multiplies the very numbers that a processor does.
+#[test]
+fn a_cuda_device_rounds_floats_as_a_processor_does() {
+    if !support::has_cuda_device() {
+        return;
+    }
+    let folder = folder(&models().1, "");
+    let file = ModelFile::open(folder.path()).expect("the model is sound");
+    let tokens: Vec<u32> = (0..40).map(|at| at * 37 % 384).collect();
+    let [cuda, cpu] = [Processor::Cuda(0), Processor::Cpu].map(|processor| {
+        let mut executor = file.load(&rounded(processor)).expect("the model loads");
+        logits(executor.as_mut(), &tokens, &[])
+    });
+    let spread = cpu.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+    let far = distance(&cuda, &cpu) / spread;
+    assert!(far <= 0.03, "{far} of {spread} off the processor");
+}
+
+/// What is of few bits already is not rounded again, and candle does not round: no weights are loaded.
+#[test]
+fn what_cannot_be_rounded_is_refused() {
+    let folder = folder(&models().0, SETTINGS[0]);
+    let small = ModelFile::open(folder.path()).expect("the model is sound");
+    let refused = |options: &LoadOptions| small.load(options).err().expect("it is refused").to_string();
+    assert!(refused(&rounded(Processor::Cpu)).contains("--dtype"));
+    let candle = LoadOptions { backend: BackendChoice::Candle, ..rounded(Processor::Cpu) };
+    assert!(refused(&candle).contains("--backend native"));
 }
 
 /// On a card inputs are rounded to bf16, and weights where many rows multiply them: the logits are those of a processor up to

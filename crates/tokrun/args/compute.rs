@@ -36,6 +36,10 @@ pub(crate) struct EngineArgs {
     /// How keys and values are stored; f16 if absent, f32 where the weights are.
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) kv_type: Option<KvStorage>,
+    /// Round weights of 16-bit and 32-bit floats as they are loaded: half the bytes of bf16 for a little accuracy. Embeddings,
+    /// the output matrix and routers stay as they are. (The CPU computes the same numbers, but keeps them as f32.)
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) dtype: Option<WeightStorage>,
     /// Compute every prompt anew, even where it begins as another did.
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
@@ -81,6 +85,7 @@ impl EngineArgs {
             context_tokens: self.context,
             threads: threads.map(usize::from),
             pin: self.pin,
+            fp8: self.dtype == Some(WeightStorage::Fp8),
             deterministic: self.deterministic,
             kv_cache_bytes: self.kv_cache_bytes,
             kv_type: self.kv_type.map(KvStorage::kv_type),
@@ -95,6 +100,12 @@ pub(crate) enum Backend {
     Auto,
     Native,
     Candle,
+}
+
+/// What weights are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightStorage {
+    Fp8,
 }
 
 /// How keys and values are stored.

@@ -118,6 +118,7 @@ fn show_fit(store: &Store, model: &str, args: &FitArgs, format: Format) -> Resul
         processor: args.device.processor(),
         context_tokens: args.context,
         sequences_max: Some(args.sequences),
+        fp8: args.dtype.is_some(),
         ..LoadOptions::default()
     })?;
     let model_context_tokens = file.info().context_tokens;

@@ -5,6 +5,7 @@ use tokrun_kernels::{KV_BLOCK_TOKENS, KernelError, KvShape, KvType};
 
 use super::architecture::Architecture;
 use super::decoder::Room;
+use super::sources::Sources;
 use crate::{LoadOptions, MemoryPlan, ModelError, ModelInfo, Paging};
 
 /// Sequences that may exist at once where the caller does not say.
@@ -76,6 +77,7 @@ impl Place {
 /// [`ModelError::DoesNotFit`], with what would.
 pub(super) fn plan(
     architecture: &Architecture,
+    sources: &Sources<'_>,
     info: &ModelInfo,
     options: &LoadOptions,
     place: Place,
@@ -83,7 +85,11 @@ pub(super) fn plan(
     let sequences_max = options.sequences_max.unwrap_or(SEQUENCES_MAX).max(1);
     let room = room(architecture, sequences_max);
     let workspace_bytes = workspace_bytes(architecture, room, place.is_card);
-    let weight_bytes = loaded_bytes(info, place.is_card);
+    let weight_bytes = if options.fp8 {
+        sources.matrices().into_iter().map(|matrix| matrix.loaded_bytes(place.is_card)).sum()
+    } else {
+        loaded_bytes(info, place.is_card)
+    };
     let free_bytes = place.free_bytes;
     let refuse = |reason: String| Err(ModelError::DoesNotFit { device: place.device.clone(), reason });
     let Some(left) = free_bytes.checked_sub(weight_bytes.saturating_add(workspace_bytes)) else {

@@ -25,6 +25,7 @@ mod fp8;
 mod gguf;
 mod memory;
 mod rope;
+mod rounded;
 mod safetensors;
 mod sources;
 pub(crate) mod synthetic;
@@ -36,6 +37,7 @@ use architecture::Architecture;
 use decoder::{Buffers, Decoder};
 use executor::NativeExecutor;
 use memory::{Place, Plan};
+use rounded::Rounded;
 use sources::Sources;
 use weights::{Counted, GgufWeights, SafetensorsWeights, Weights};
 
@@ -54,14 +56,20 @@ pub(crate) fn load(model: Model<'_>, info: &ModelInfo, options: &LoadOptions) ->
 
 /// What loading it takes.
 pub(crate) fn plan(model: Model<'_>, info: &ModelInfo, options: &LoadOptions) -> Result<MemoryPlan, ModelError> {
-    model.examine(options, |architecture, _| {
-        let on = |place| Ok(memory::plan(architecture, info, options, place)?.memory);
+    model.examine(options, |architecture, sources| {
+        let on = |place| Ok(memory::plan(architecture, sources, info, options, place)?.memory);
         match options.processor {
             Processor::Cpu => on(Place::host()),
             Processor::Cuda(ordinal) => on(Place::cuda(ordinal)?),
             Processor::Auto => Place::cuda(0).and_then(on).or_else(|_| on(Place::host())),
         }
     })
+}
+
+/// What its weights take once they are rounded as the options ask for.
+pub(crate) fn weight_bytes(model: Model<'_>, options: &LoadOptions) -> Result<u64, ModelError> {
+    model
+        .examine(options, |_, sources| Ok(sources.matrices().into_iter().map(|matrix| matrix.loaded_bytes(true)).sum()))
 }
 
 impl Model<'_> {
@@ -72,8 +80,10 @@ impl Model<'_> {
         then: impl FnOnce(&Architecture, &Sources<'_>) -> Result<T, ModelError>,
     ) -> Result<T, ModelError> {
         let found = |architecture: &Architecture, weights: &dyn Weights| {
-            let weights = Counted { weights, progress: options.progress.clone() };
-            then(architecture, &Sources::find(architecture, &weights)?)
+            let counted = Counted { weights, progress: options.progress.clone() };
+            let rounded = Rounded { weights: &counted };
+            let weights: &dyn Weights = if options.fp8 { &rounded } else { &counted };
+            then(architecture, &Sources::find(architecture, weights)?)
         };
         match self {
             Self::Gguf { path, file, header } => {
@@ -115,13 +125,15 @@ fn start(
     info: &ModelInfo,
     options: &LoadOptions,
 ) -> Result<Box<dyn Executor>, ModelError> {
-    let cpu = |notes| start_on_cpu(architecture, sources, info, options, notes);
+    let rounding: Vec<String> = options.fp8.then(|| sources.not_rounded()).flatten().into_iter().collect();
+    let cpu =
+        |notes: Vec<String>| start_on_cpu(architecture, sources, info, options, [notes, rounding.clone()].concat());
     let cuda = |ordinal: usize| {
         let place = Place::cuda(ordinal)?;
-        let plan = memory::plan(architecture, info, options, place)?;
+        let plan = memory::plan(architecture, sources, info, options, place)?;
         let energy = thread::spawn(move || EnergyMeter::cuda(ordinal));
         let backend = Cuda::new(ordinal, CudaOptions { deterministic: options.deterministic })?;
-        Ok::<_, ModelError>(Box::new(build(backend, plan, Vec::new(), energy, architecture, sources)?))
+        Ok::<_, ModelError>(Box::new(build(backend, plan, rounding.clone(), energy, architecture, sources)?))
     };
     match options.processor {
         Processor::Cpu => cpu(Vec::new()),
@@ -148,7 +160,7 @@ fn start_on_cpu(
     let threads = options.threads.unwrap_or(CpuOptions::default().threads).max(1);
     let backend =
         Cpu::new(CpuOptions { threads, pin: options.pin, profile: options.profile, ..CpuOptions::default() })?;
-    let plan = memory::plan(architecture, info, options, Place::host())?;
+    let plan = memory::plan(architecture, sources, info, options, Place::host())?;
     let energy = thread::spawn(EnergyMeter::cpu);
     Ok(Box::new(build(backend, plan, notes, energy, architecture, sources)?))
 }

@@ -1,5 +1,7 @@
 //! Finds every tensor of a decoder, and checks that there are no others, before the first weight is read.
 
+use tokrun_kernels::WeightType;
+
 use super::architecture::{Architecture, Experts, Layer, Norms, QueryKeyNorms};
 use super::weights::{Matrix, Weights};
 use crate::ModelError;
@@ -64,6 +66,48 @@ impl<'a> Sources<'a> {
         };
         weights.refuse_left_over()?;
         Ok(sources)
+    }
+}
+
+impl Sources<'_> {
+    /// All matrices.
+    pub(super) fn matrices(&self) -> Vec<&Matrix<'_>> {
+        let outer = std::iter::once(&self.embedding).chain(&self.head);
+        outer.chain(self.layers.iter().flat_map(LayerSources::matrices)).collect()
+    }
+
+    /// Which projections keep the type of the file where they were to become 8-bit floats.
+    pub(super) fn not_rounded(&self) -> Option<String> {
+        let projections: Vec<_> = self.layers.iter().flat_map(LayerSources::projections).collect();
+        let kept: Vec<_> = projections.iter().filter(|matrix| matrix.weight_type != WeightType::FP8).collect();
+        let first = kept.first()?;
+        Some(format!(
+            "{} of {} projections stay {}: their rows are not whole blocks of {} (one has {})",
+            kept.len(),
+            projections.len(),
+            first.weight_type.name(),
+            WeightType::FP8.block_size(),
+            first.columns
+        ))
+    }
+}
+
+impl<'a> LayerSources<'a> {
+    fn matrices(&self) -> Vec<&Matrix<'a>> {
+        let mut matrices = self.projections();
+        if let FeedForwardSources::Mixture { router, .. } = &self.feed_forward {
+            matrices.push(router);
+        }
+        matrices
+    }
+
+    fn projections(&self) -> Vec<&Matrix<'a>> {
+        let blocks = match &self.feed_forward {
+            FeedForwardSources::Dense(block) => std::slice::from_ref(block),
+            FeedForwardSources::Mixture { experts, .. } => &experts[..],
+        };
+        let blocks = blocks.iter().flat_map(|block| [&block.gate, &block.up, &block.down]);
+        self.qkv.iter().chain([&self.output]).chain(blocks).collect()
     }
 }
 

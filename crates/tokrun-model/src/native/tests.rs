@@ -108,7 +108,7 @@ fn logits<B: Backend + 'static>(name: &str, backend: B) -> Vec<f32> {
     let architecture = gguf::architecture(&path, &header, &weights, 128).expect("it is computed");
     let sources = Sources::find(&architecture, &weights).expect("it is complete");
     let place = memory::Place { device: "test".to_owned(), free_bytes: 1 << 30, total_bytes: 1 << 30, is_card: false };
-    let plan = memory::plan(&architecture, model.info(), &options, place).expect("it fits");
+    let plan = memory::plan(&architecture, &sources, model.info(), &options, place).expect("it fits");
     let energy = std::thread::spawn(|| None);
     let mut executor = build(backend, plan, Vec::new(), energy, &architecture, &sources).expect("it loads");
     let tokens: Vec<u32> = (0..100).map(|at| at * 7 % architecture.embedded_tokens as u32).collect();

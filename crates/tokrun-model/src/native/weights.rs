@@ -76,6 +76,15 @@ impl<'a> Matrix<'a> {
         Self { rows: rows.len(), start: self.start + rows.start, bias: None, ..self.clone() }
     }
 
+    /// What it takes once it is loaded. Processors have no 8-bit floats, and widen them to f32.
+    pub(super) fn loaded_bytes(&self, is_card: bool) -> u64 {
+        let loaded_as = match self.weight_type {
+            WeightType::FP8 if !is_card => WeightType::F32,
+            other => other,
+        };
+        loaded_as.row_bytes(self.columns).unwrap_or(0) as u64 * self.rows as u64
+    }
+
     /// As backends take it.
     pub(super) fn as_source(&self) -> MatrixSource<'_> {
         MatrixSource {
