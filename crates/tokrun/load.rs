@@ -14,7 +14,7 @@ use tokrun_model::store::{Resolved, Store};
 use tokrun_model::{LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, WeightType};
 use tokrun_runtime::{Meter, Runtime, TextModel};
 
-use crate::args::{Backend, Device, EngineArgs};
+use crate::args::{Backend, Device, Devices, EngineArgs};
 use crate::failure::{Failure, Status};
 use crate::progress::{self, Bar};
 
@@ -196,6 +196,18 @@ pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, M
         end_tokens: file.assets().end_token_ids.clone(),
     };
     Ok((model, file.info_as_loaded(options)?))
+}
+
+/// The devices that are meant, in order, each of which can compute.
+pub(crate) fn devices(wanted: Devices) -> Result<Vec<Device>, Failure> {
+    match wanted {
+        Devices::One(device) => check_device(device).map(|()| vec![device]),
+        Devices::AllCuda => {
+            check_device(Device::Cuda(0))?;
+            let machine = tokrun_kernels::cuda::probe();
+            Ok((0..machine.map_or(0, |machine| machine.devices.len())).map(Device::Cuda).collect())
+        }
+    }
 }
 
 /// Refuses a device that cannot compute, and says what can. Whoever sits at a terminal hears where it will be computed when

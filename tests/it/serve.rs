@@ -15,9 +15,14 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(home: &Home, arguments: &[&str]) -> Self {
+        Self::start_with(home, arguments, &[])
+    }
+
+    /// With settings in its environment.
+    fn start_with(home: &Home, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let model = tiny_model();
         let all = [&["serve", "--model", &model, "--port", "0", "--output", "json"], arguments].concat();
-        Self::of(&mut home.command(&all))
+        Self::of(home.command(&all).envs(settings.iter().copied()))
     }
 
     /// The one that a command with `--output json` starts.
@@ -74,6 +79,24 @@ fn it_serves_and_ends_when_it_is_told() {
     // From now on nothing is created by itself.
     let model = tiny_model();
     assert_eq!(home.run(&["generate", "hi", "--model", &model, "-n", "1"]).status.code(), Some(4));
+}
+
+/// Two answers at once are computed by two cards, and the ledger knows by which.
+#[test]
+fn cuda_cards_have_an_engine_each() {
+    if !crate::cuda::device() || !crate::cuda::is_driver_for_tests() {
+        return;
+    }
+    let home = Home::new();
+    home.wallet("ada", 1000);
+    let served = Served::start_with(&home, &["--user", "ada", "--device", "cuda:all"], &[("FAKECUDA_DEVICES", "2")]);
+    let answer = served.chat(&model_name(), &json!({ "max_tokens": 5, "ignore_eos": true, "n": 2 }));
+    assert_eq!(answer["usage"]["completion_tokens"], 10);
+    assert_eq!(served.terminate().code(), Some(0));
+    home.verify();
+    let requests = text(&home.run(&["ledger", "export", "--format", "focus"]).stdout);
+    // A line for what came in and one for what went out.
+    assert_eq!((requests.matches("cuda:0").count(), requests.matches("cuda:1").count()), (2, 2), "{requests}");
 }
 
 #[test]

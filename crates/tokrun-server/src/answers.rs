@@ -136,12 +136,15 @@ fn begin_one(
 ) -> Result<Running, RuntimeError> {
     let sender = sender.clone();
     let observed = Observed::new(app, model, &request);
+    let (engine, mark) = model.idlest();
     let sink = move |event: Event| {
+        // It goes with the request.
+        let _ = &mark;
         // Counted here, where every event comes by, whether or not a client is there to see it.
         observed.see(&event);
         sender.send((choice, event)).is_ok()
     };
-    model.runtime().generate_to(request, Box::new(sink))
+    engine.generate_to(request, Box::new(sink))
 }
 
 /// The end of an answer that never began.

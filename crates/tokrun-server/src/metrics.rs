@@ -221,7 +221,7 @@ impl Metrics {
     fn scrape(&self, models: &Models) {
         for model in models.iter() {
             let of_model = of_model(model.name());
-            let step = model.runtime().metrics();
+            let step = model.metrics();
             let set = |gauge: &Family<OfModel, Gauge>, value: usize| {
                 gauge.get_or_create(&of_model).set(i64::try_from(value).unwrap_or(i64::MAX));
             };

@@ -1,11 +1,13 @@
 //! The models that are served, by name.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
-use tokrun_runtime::{Prompt, Runtime, SamplingParams};
+use tokrun_runtime::{Prompt, Runtime, SamplingParams, StepMetrics};
 
 use crate::error::ApiError;
 
@@ -15,8 +17,8 @@ pub struct ServedModel {
     pub name: String,
     /// What else they may call it.
     pub aliases: Vec<String>,
-    /// Answers.
-    pub runtime: Runtime,
+    /// Who answers: an engine on each device, alike but for that; at least one.
+    pub engines: Vec<Runtime>,
     /// Requests that may run and wait at once; the next one is refused before anything is held for it.
     pub places: usize,
     /// What a token costs at this moment.
@@ -30,6 +32,8 @@ pub struct ServedModel {
 /// A served model with the places that are left.
 pub(crate) struct Model {
     pub(crate) served: ServedModel,
+    /// Requests that each engine has.
+    taken: Vec<Arc<AtomicUsize>>,
     places: Arc<Semaphore>,
     /// Of the longest token.
     token_bytes_max: usize,
@@ -40,8 +44,32 @@ impl Model {
         &self.served.name
     }
 
+    /// For what is the same with all engines.
     pub(crate) fn runtime(&self) -> &Runtime {
-        &self.served.runtime
+        &self.served.engines[0]
+    }
+
+    /// The engine that has fewest requests, and a mark that it has one more.
+    pub(crate) fn idlest(&self) -> (&Runtime, Mark) {
+        let engines = self.served.engines.iter().zip(&self.taken);
+        let (engine, taken) =
+            engines.min_by_key(|(_, taken)| taken.load(Relaxed)).expect("there is at least one engine");
+        taken.fetch_add(1, Relaxed);
+        (engine, Mark(Arc::clone(taken)))
+    }
+
+    /// How busy the engines are, together.
+    pub(crate) fn metrics(&self) -> StepMetrics {
+        let mut all = StepMetrics::default();
+        for engine in &self.served.engines {
+            let StepMetrics { running, waiting, blocks, blocks_used, preemptions, .. } = engine.metrics();
+            all.running += running;
+            all.waiting += waiting;
+            all.blocks += blocks;
+            all.blocks_used += blocks_used;
+            all.preemptions += preemptions;
+        }
+        all
     }
 
     /// Refuses a prompt that cannot fit whatever its tokens are, before its tokens are found: that takes a while for those
@@ -76,17 +104,27 @@ impl Model {
     }
 }
 
+/// A request of an engine, until it is dropped.
+pub(crate) struct Mark(Arc<AtomicUsize>);
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// All of them, in the order in which they were named.
 pub(crate) struct Models(Vec<Arc<Model>>);
 
 impl Models {
     pub(crate) fn new(served: Vec<ServedModel>) -> Self {
         let model = |served: ServedModel| {
-            let tokenizer = served.runtime.tokenizer();
+            let tokenizer = served.engines[0].tokenizer();
             let tokens = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
             let token_bytes_max = tokens.filter_map(|token| Some(tokenizer.token_bytes(token).ok()?.len())).max();
             let places = Arc::new(Semaphore::new(served.places));
-            Arc::new(Model { token_bytes_max: token_bytes_max.unwrap_or(1), places, served })
+            let taken = served.engines.iter().map(|_| Arc::default()).collect();
+            Arc::new(Model { token_bytes_max: token_bytes_max.unwrap_or(1), taken, places, served })
         };
         Self(served.into_iter().map(model).collect())
     }

@@ -66,7 +66,7 @@ pub(crate) enum Devices {
 }
 
 impl Devices {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text == "cuda:all" { Ok(Self::AllCuda) } else { Device::parse(text).map(Self::One) }
     }
 }

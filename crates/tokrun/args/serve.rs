@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ComputeArgs;
-use super::compute::{positive, size_bytes};
+use super::Devices;
+use super::compute::{EngineArgs, positive, size_bytes};
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
@@ -23,7 +23,7 @@ pub(crate) struct ServeArgs {
     /// Whose allowance pays for requests without a key; your account's name if absent.
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
-    /// Requests that run at once, of each model.
+    /// Requests that run at once, of each model on each device.
     #[arg(long, value_name = "N", default_value = "16", value_parser = positive)]
     pub(crate) max_running: usize,
     /// Requests that may wait, of each model; the next one is told to come back later.
@@ -50,8 +50,18 @@ pub(crate) struct ServeArgs {
     /// What is logged on stderr.
     #[arg(long, value_name = "off|error|warn|info|debug", default_value = "info")]
     pub(crate) log: tracing::level_filters::LevelFilter,
+    /// Where to compute; with `cuda:all` each card runs an engine of its own, with all models, and a request goes to the one
+    /// that has fewest.
+    #[arg(long, value_name = "auto|cpu|cuda[:N|:all]", default_value = "auto", value_parser = Devices::parse, help_heading = "Computing")]
+    pub(crate) device: Devices,
+    /// Processor threads; all cores if absent.
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
+    pub(crate) threads: Option<u16>,
+    /// Take one token a step, and do not draft what the text so far suggests. The text is the same.
+    #[arg(long, help_heading = "Computing")]
+    pub(crate) no_speculation: bool,
     #[command(flatten)]
-    pub(crate) compute: ComputeArgs,
+    pub(crate) engine: EngineArgs,
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {

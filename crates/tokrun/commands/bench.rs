@@ -9,7 +9,7 @@ use tokrun_model::ModelInfo;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Meter, Unmetered};
 
-use crate::args::{BenchArgs, Device, Devices, Format, Switch};
+use crate::args::{BenchArgs, Device, Format, Switch};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found, Loaded};
 use crate::machine::Probe;
@@ -25,7 +25,7 @@ use report::{Printer, Row};
 use test::Test;
 
 pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
-    let devices = devices(args)?;
+    let devices = load::devices(args.device)?;
     load::prepare_threads(&args.engine, args.threads.first().copied())?;
     interrupt::install(format)?;
     let home = home::directory()?;
@@ -65,18 +65,6 @@ struct Conditions<'a> {
     n_batch: usize,
     /// Median time that one fsync takes where the ledger lies; `None` without a ledger.
     fsync_us: Option<u64>,
-}
-
-/// The devices to measure, in order.
-fn devices(args: &BenchArgs) -> Result<Vec<Device>, Failure> {
-    match args.device {
-        Devices::One(device) => load::check_device(device).map(|()| vec![device]),
-        Devices::AllCuda => {
-            load::check_device(Device::Cuda(0))?;
-            let machine = tokrun_kernels::cuda::probe();
-            Ok((0..machine.map_or(0, |machine| machine.devices.len())).map(Device::Cuda).collect())
-        }
-    }
 }
 
 /// For what runs on one device.

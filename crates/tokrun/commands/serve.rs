@@ -9,20 +9,20 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use tokrun_ledger::{Ledger, Price};
 use tokrun_model::catalogue::{Catalogue, Entry};
-use tokrun_runtime::LedgerMeter;
+use tokrun_runtime::{LedgerMeter, Runtime};
 use tokrun_server::{Moment, ServedModel, Server, ServerOptions, StatusCode, Tls};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 use super::answer;
-use crate::args::{Format, ServeArgs};
+use crate::args::{Device, Format, ServeArgs};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found};
 use crate::{home, output};
 
 pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
-    load::check_device(args.compute.device)?;
-    load::prepare_threads(&args.compute.engine, args.compute.threads)?;
+    let devices = load::devices(args.device)?;
+    load::prepare_threads(&args.engine, args.threads)?;
     let ledger = answer::ledger()?;
     let inherited = inherited()?;
     let address = match &inherited {
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     let tls = tls(args)?;
     let listener = inherited.map_or_else(|| listen(address), Ok)?;
     let catalogue = Said::read()?;
-    let models = load_all(args, &ledger, &catalogue)?;
+    let models = load_all(args, &devices, &ledger, &catalogue)?;
     if !ledger.health()?.service {
         ledger.set_service(true)?;
     }
@@ -160,7 +160,12 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-fn load_all(args: &ServeArgs, ledger: &Ledger, catalogue: &Said) -> Result<Vec<ServedModel>, Failure> {
+fn load_all(
+    args: &ServeArgs,
+    devices: &[Device],
+    ledger: &Ledger,
+    catalogue: &Said,
+) -> Result<Vec<ServedModel>, Failure> {
     let wanted: Vec<Option<&str>> =
         if args.models.is_empty() { vec![None] } else { args.models.iter().map(|name| Some(name.as_str())).collect() };
     let mut models: Vec<ServedModel> = Vec::new();
@@ -171,22 +176,31 @@ fn load_all(args: &ServeArgs, ledger: &Ledger, catalogue: &Said) -> Result<Vec<S
             return Err(Failure::new(Status::Usage, "usage", format!("two models are called {}", found.name))
                 .hint("give each model once; a file is called by its name"));
         }
-        models.push(load_one(args, ledger, found, catalogue)?);
+        models.push(load_one(args, devices, ledger, found, catalogue)?);
     }
     Ok(models)
 }
 
-fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found, catalogue: &Said) -> Result<ServedModel, Failure> {
-    let engine = args.compute.engine.engine_options(args.max_running);
-    let engine = tokrun_engine::EngineOptions {
-        speculation: !args.compute.no_speculation,
-        waiting_max: args.max_waiting,
-        ..engine
+/// A model with an engine on each device.
+fn load_one(
+    args: &ServeArgs,
+    devices: &[Device],
+    ledger: &Ledger,
+    found: Found,
+    catalogue: &Said,
+) -> Result<ServedModel, Failure> {
+    let engine = |device: &Device| -> Result<Runtime, Failure> {
+        let options = tokrun_engine::EngineOptions {
+            speculation: !args.no_speculation,
+            waiting_max: args.max_waiting,
+            ..args.engine.engine_options(args.max_running)
+        };
+        let load = args.engine.load_options(*device, args.threads, args.max_running);
+        let meter = Arc::new(LedgerMeter(ledger.clone()));
+        Ok(load::start(&found, || Ok(meter), &load, options)?.runtime)
     };
-    let load = args.compute.engine.load_options(args.compute.device, args.compute.threads, args.max_running);
-    let meter = Arc::new(LedgerMeter(ledger.clone()));
-    let loaded = load::start(&found, || Ok(meter), &load, engine)?;
-    let running_max = loaded.runtime.info().sequences_max.min(args.max_running);
+    let engines = devices.iter().map(engine).collect::<Result<Vec<_>, _>>()?;
+    let running_max: usize = engines.iter().map(|engine| engine.info().sequences_max.min(args.max_running)).sum();
     // It was read once, so that it can be read.
     found.price()?;
     let found = Arc::new(found);
@@ -194,7 +208,7 @@ fn load_one(args: &ServeArgs, ledger: &Ledger, found: Found, catalogue: &Said) -
     Ok(ServedModel {
         name: found.name.clone(),
         aliases: found.entry.as_ref().map(|entry| entry.aliases.clone()).unwrap_or_default(),
-        runtime: loaded.runtime,
+        engines,
         places: running_max.saturating_add(args.max_waiting),
         sampling: found.sampling_params(),
         loaded: Timestamp::now(),

@@ -267,7 +267,7 @@ fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
     ServedModel {
         name: MODEL.to_owned(),
         aliases: vec!["alias".to_owned()],
-        runtime: Runtime::start(model, meter, engine).expect("it starts"),
+        engines: vec![Runtime::start(model, meter, engine).expect("it starts")],
         places: choices.running_max + choices.waiting_max,
         price: {
             let price = choices.price;
