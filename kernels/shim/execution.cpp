@@ -55,6 +55,15 @@ std::atomic<std::thread::id> runner; // the OS thread that holds `running`
 
 constexpr size_t STACK_BYTES = 64 << 10;
 
+// Stacks begin at different places of their pages: what the threads of a warp use most would else meet in a few lines of
+// the processor's first cache.
+constexpr size_t STAGGER_BYTES = 576, STAGGERED = 32;
+
+char* top_of(char* stack) {
+    size_t number = reinterpret_cast<uintptr_t>(stack) / STACK_BYTES;
+    return stack + STACK_BYTES - number % STAGGERED * STAGGER_BYTES;
+}
+
 char* take_stack() {
     Machine& m = machine;
     if (m.free_stacks.empty()) {
@@ -80,11 +89,31 @@ void forget_redzones() {
 
 // --- waiting
 
-// Gives the processor back until somebody makes the thread ready again.
+void entry();
+
+// The next lane in order that can go on, or start; null where the scheduler has to look on.
+Thread* next_lane() {
+    Machine& m = machine;
+    Thread* first = &m.threads[(m.warp - m.warps.data()) * 32];
+    while (++m.cursor < 32) {
+        Thread& next = first[m.lane_order[m.cursor]];
+        if (next.state != Thread::READY) continue;
+        if (!next.stack_pointer) {
+            next.stack = take_stack();
+            next.stack_pointer = prepare_stack(top_of(next.stack), entry);
+        }
+        return &next;
+    }
+    return nullptr;
+}
+
+// Gives the processor to the next lane, or back, until somebody makes the thread ready again.
 void park(Thread::State state) {
     Thread* me = current;
     me->state = state;
-    shim_switch(&me->stack_pointer, machine.scheduler);
+    Thread* next = next_lane();
+    if (next) current = next;
+    shim_switch(&me->stack_pointer, next ? next->stack_pointer : machine.scheduler);
 }
 
 void open_barrier(unsigned id) {
@@ -106,7 +135,7 @@ void retire(Thread& thread) {
     warp.live &= ~(1u << lane);
     m.threads_live--;
     thread.state = Thread::DONE;
-    for (unsigned other = 0; other < 32; other++) {
+    for (unsigned other = 0; other < 32 && warp.arrived >> other; other++) {
         Thread& waiting = m.threads[thread.linear - lane + other];
         if ((warp.arrived >> other & 1) && (waiting.mask >> lane & 1))
             fail("thread %u exited while its warp waits for it in %s", thread.linear, waiting.waits_for);
@@ -154,20 +183,14 @@ void entry() {
 bool run_warp(unsigned index) {
     Machine& m = machine;
     m.warp = &m.warps[index];
-    Thread* first = &m.threads[index * 32];
     bool ran = false, again = true;
     while (again) {
         again = false;
-        for (m.cursor = 0; m.cursor < 32; m.cursor++) {
-            Thread& thread = first[m.lane_order[m.cursor]];
-            if (thread.state != Thread::READY) continue;
-            if (!thread.stack_pointer) {
-                thread.stack = take_stack();
-                thread.stack_pointer = prepare_stack(thread.stack + STACK_BYTES, entry);
-            }
+        m.cursor = ~0u; // before the first
+        while (Thread* next = next_lane()) {
             ran = again = true;
-            current = &thread;
-            shim_switch(&m.scheduler, thread.stack_pointer);
+            current = next;
+            shim_switch(&m.scheduler, next->stack_pointer);
         }
     }
     return ran;
@@ -184,8 +207,6 @@ void reset_block(size_t shared_bytes) {
     }
     for (unsigned i = 0; i < m.threads.size(); i++) {
         Thread& thread = m.threads[i];
-        thread.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
-        thread.linear = i;
         thread.state = i < threads ? Thread::READY : Thread::DONE;
         thread.stack_pointer = nullptr;
         thread.copies.clear();
@@ -258,7 +279,7 @@ void converge(const char* name, unsigned mask, void* exchange, void (*all)(void*
     for (unsigned i = 0; i < 32; i++) {
         if (!(mask >> i & 1)) continue;
         Thread& other = first[i];
-        if (other.mask != mask || strcmp(other.waits_for, name) != 0)
+        if (other.mask != mask || (other.waits_for != name && strcmp(other.waits_for, name) != 0))
             fail("warp %u: its lanes disagree: %s with mask %08x against %s with mask %08x", me->linear / 32,
                  other.waits_for, other.mask, name, mask);
         lanes[i] = other.exchange;
@@ -280,6 +301,10 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
     m.kernel = &kernel;
     m.threads.resize(warps * 32);
     m.warps.resize(warps);
+    for (unsigned i = 0; i < warps * 32; i++) {
+        m.threads[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+        m.threads[i].linear = i;
+    }
     m.warp_order = order(warps);
     m.lane_order = order(32);
     // Anew each time, and no larger than asked for: the sanitizer watches its end.

@@ -6,6 +6,12 @@ pub(crate) use crate::common::{
     Estimate, Matrix, Random, cuts, one_span, reference, same_bits, table, through, upload, whole, within,
 };
 
+/// Fewer than on processors, and shorter: the driver for tests runs a card's threads one by one, and every kernel has cases of
+/// its own.
+pub(crate) const PRODUCT_CASES: u32 = 24;
+pub(crate) const ATTENTION_CASES: u32 = 12;
+pub(crate) const LONG_TOKENS: [usize; 3] = [330, 3, 130];
+
 /// A device to test; the field is called as the cases call it.
 pub(crate) struct Processor {
     pub(crate) who: String,

@@ -7,7 +7,9 @@ use tokrun_kernels::{
     Attention, Backend, BlockId, KV_BLOCK_TOKENS, KvShape, KvType, Norm, Rope, RopeStyle, Span, Step,
 };
 
-use crate::support::{Agreement, Estimate, Random, processors, reference, same_bits, table, upload, within};
+use crate::support::{
+    ATTENTION_CASES, Agreement, Estimate, LONG_TOKENS, Random, processors, reference, same_bits, table, upload, within,
+};
 
 /// Layers of the cache; attention is computed in one of them.
 const LAYERS: usize = 2;
@@ -245,7 +247,7 @@ fn kv_types() -> impl Strategy<Value = KvType> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ATTENTION_CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn attention_agrees_with_the_reference(
@@ -262,7 +264,7 @@ proptest! {
 fn long_contexts_agree_with_the_reference() {
     for (seed, kv_type) in [(1, KvType::F32), (2, KvType::F16), (3, KvType::BF16), (4, KvType::F16)] {
         let heads = Heads { kv_heads: 2, group: 3, head_dim: 16 };
-        check(&Case::random(seed, heads, vec![777, 3, 300], kv_type), seed);
+        check(&Case::random(seed, heads, LONG_TOKENS.to_vec(), kv_type), seed);
     }
 }
 

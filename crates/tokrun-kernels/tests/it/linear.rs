@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use tokrun_kernels::{Activation, Backend, Consumer, Norm, Store, WeightType};
 
 use crate::support::{
-    Agreement, Estimate, Matrix, Random, cuts, one_span, processors, reference, table, through, upload, whole, within,
+    Agreement, Estimate, Matrix, PRODUCT_CASES, Random, cuts, one_span, processors, reference, table, through, upload,
+    whole, within,
 };
 
 /// One to three matrices with the same input, on some rows of activations.
@@ -142,7 +143,7 @@ fn types() -> impl Strategy<Value = Vec<WeightType>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: PRODUCT_CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn linear_maps_agree_on_any_shape(

@@ -7,6 +7,11 @@ pub(crate) use crate::common::{
     Estimate, Matrix, Random, cuts, one_span, reference, same_bits, table, through, upload, whole, within,
 };
 
+/// How many cases are drawn at random, of products and of attention; and the sequences of a long one.
+pub(crate) const PRODUCT_CASES: u32 = 48;
+pub(crate) const ATTENTION_CASES: u32 = 40;
+pub(crate) const LONG_TOKENS: [usize; 3] = [777, 3, 300];
+
 /// A backend to test.
 pub(crate) struct Processor {
     pub(crate) who: String,
