@@ -15,7 +15,7 @@
 // FAKECUDA_MEMORY_BYTES=n     memory of each device (4 GiB)
 // FAKECUDA_SEED=n             shuffles the order that threads run in
 // FAKECUDA_FAIL_LAUNCH=n      the n-th launch fails, and with it everything after, as an illegal address does
-// FAKECUDA_FAULT=name         kernels whose names begin so leave out their last block, so that tests must fail
+// FAKECUDA_FAULT=name         kernels whose names begin so leave out their first blocks, so that tests must fail
 // FAKECUDA_NO_KERNELS=1       kernels do nothing, so that all the time a step takes is the host's
 // FAKECUDA_TRACE=file         what the driver is asked to do, a call a line, from those that need a context
 #pragma once

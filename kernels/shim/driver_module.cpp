@@ -78,11 +78,10 @@ bool must_fail() {
     return ++launches == failing;
 }
 
-// The blocks that run: all, or all but the last where FAKECUDA_FAULT names the kernel.
-dim3 blocks_to_run(const char* kernel, dim3 grid) {
+// Whether FAKECUDA_FAULT names the kernel.
+bool has_fault(const char* kernel) {
     static const char* const fault = getenv("FAKECUDA_FAULT");
-    if (fault && strncmp(kernel, fault, strlen(fault)) == 0) grid.x--;
-    return grid;
+    return fault && strncmp(kernel, fault, strlen(fault)) == 0;
 }
 
 bool kernels_run() {
@@ -172,7 +171,7 @@ API cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     const char* name = function->name.c_str();
     return enqueue(stream, [=] {
         if (must_fail()) return set_failed();
-        if (kernels_run()) shim::launch(name, blocks_to_run(name, grid), block, shared_bytes, work);
+        if (kernels_run()) shim::launch(name, grid, block, shared_bytes, work, has_fault(name));
     });
 }
 

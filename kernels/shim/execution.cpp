@@ -292,7 +292,7 @@ void converge(const char* name, unsigned mask, void* exchange, void (*all)(void*
 
 unsigned live_lanes() { return machine.warp->live; }
 
-void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel, unsigned first_x) {
     std::lock_guard guard(running);
     runner = std::this_thread::get_id();
     Machine& m = machine;
@@ -315,7 +315,7 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
     grid_size = grid;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
+            for (unsigned x = first_x; x < grid.x; x++) {
                 block_index = {x, y, z};
                 reset_block(shared_bytes);
                 run_block();

@@ -67,7 +67,8 @@ void converge(const char* name, unsigned mask, void* exchange, void (*all)(void*
 
 unsigned live_lanes();
 
-void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+// The blocks before `first_x` do not run.
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel, unsigned first_x = 0);
 
 // Kernels by name. A binder copies the arguments as cuLaunchKernel gets them, when it is called, as the driver does.
 struct Kernel {

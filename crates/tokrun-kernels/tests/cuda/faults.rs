@@ -1,4 +1,4 @@
-//! These tests can fail: with a kernel that leaves its last block out, each of the kinds of them does.
+//! These tests can fail: with a kernel that leaves its first blocks out, each kind of them does.
 
 use std::process::{Command, Stdio};
 
@@ -22,6 +22,6 @@ fn a_kernel_that_leaves_work_undone_is_found() {
         let mut tests = Command::new(&this);
         tests.args(["--exact", test]).env("FAKECUDA_FAULT", kernels).stdout(Stdio::null()).stderr(Stdio::null());
         let passed = tests.status().expect("it starts").success();
-        assert!(!passed, "{test} passes though {kernels}* leave their last block out");
+        assert!(!passed, "{test} passes though {kernels}* leave their first blocks out");
     }
 }
