@@ -135,8 +135,8 @@ impl ChatTemplate {
     /// When the template refuses the conversation (`raise_exception`), or fails.
     pub fn render(&self, conversation: &Conversation, options: &RenderOptions) -> Result<String, EngineError> {
         let Conversation { messages, tools, settings } = conversation;
-        let speaks_of_tools = |message: &ChatMessage| message.role == "tool" || !message.tool_calls.is_empty();
-        if self.tools.is_taught && (!tools.is_empty() || messages.iter().any(speaks_of_tools)) {
+        let has_called = messages.iter().any(|message| !message.tool_calls.is_empty());
+        if self.tools.is_taught && (!tools.is_empty() || has_called) {
             return self.fill(Value::from(Serde(teach(messages, tools, self.system))), (), settings, options);
         }
         let tools: Vec<serde_json::Value> = tools.iter().map(Tool::for_templates).collect();

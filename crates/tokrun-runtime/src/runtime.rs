@@ -9,15 +9,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokrun_engine::{
-    AfterReasoning, ChatTemplate, Constraint, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar,
-    GrammarCompiler, InvalidParameter, ReasoningTags, RenderOptions, RequestId, StepMetrics, StepReport, Submission,
-    SubmitError, TenantId, TokenId, Tokenizer, ToolStyle,
+    ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar, GrammarCompiler, ReasoningTags,
+    RequestId, StepMetrics, StepReport, Submission, SubmitError, TenantId, TokenId, Tokenizer,
 };
 use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
 
 use crate::active::{self, Active, Begin, Urgency};
-use crate::transcript::{Rules, Transcript};
-use crate::{Event, GenerateRequest, Meter, Prompt, RuntimeError, Sink};
+use crate::transcript::Transcript;
+use crate::{Event, GenerateRequest, Meter, RuntimeError, Sink};
+
+mod speech;
+
+use speech::{Encoded, reasoning_tags};
 
 /// A loaded model with all it needs to speak.
 pub struct TextModel {
@@ -54,16 +57,6 @@ struct ModelFacts {
     grammars: GrammarCompiler,
     end_tokens: Vec<TokenId>,
     reasoning: Option<ReasoningTags>,
-}
-
-/// What models spell the beginning and the end of their thinking.
-const REASONING_TAGS: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
-
-/// A prompt as the model sees it.
-struct Encoded {
-    tokens: Vec<TokenId>,
-    /// Its end, as text, where a template made it.
-    tail: Option<String>,
 }
 
 enum Message {
@@ -144,46 +137,6 @@ impl Runtime {
     /// How busy the engine was after its last step.
     pub fn metrics(&self) -> StepMetrics {
         *self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The tokens of a prompt, as the model will see them.
-    ///
-    /// # Errors
-    /// When the model has no usable template for a conversation, or the text cannot be encoded.
-    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<TokenId>, RuntimeError> {
-        Ok(self.encoded(prompt)?.tokens)
-    }
-
-    fn encoded(&self, prompt: &Prompt) -> Result<Encoded, RuntimeError> {
-        Ok(match prompt {
-            Prompt::Tokens(tokens) => Encoded { tokens: tokens.clone(), tail: None },
-            Prompt::Text(text) => Encoded { tokens: self.model.tokenizer.encode(text, true)?, tail: None },
-            Prompt::Chat(conversation) => {
-                let options = RenderOptions { add_generation_prompt: true, now: jiff::ZonedDateTime::now().datetime() };
-                let text = self.template()?.render(conversation, &options)?;
-                let tokens = self.model.tokenizer.encode(&text, false)?;
-                let words = text.trim_end();
-                let tail = words.char_indices().rev().nth(15).map_or(words, |(from, _)| &words[from..]).to_owned();
-                Encoded { tokens, tail: Some(tail) }
-            }
-        })
-    }
-
-    fn template(&self) -> Result<&ChatTemplate, RuntimeError> {
-        self.model.template.as_ref().map_err(|reason| RuntimeError::NoTemplate(reason.to_string()))
-    }
-
-    /// How the model calls tools.
-    ///
-    /// # Errors
-    /// When it has no usable template for a conversation.
-    pub fn tool_style(&self) -> Result<ToolStyle, RuntimeError> {
-        Ok(self.template()?.tool_style())
-    }
-
-    /// Whether the model can think before it answers.
-    pub fn reasons(&self) -> bool {
-        self.model.reasoning.is_some()
     }
 
     /// Whether answers can be held to this grammar. The answer to the first such question takes a moment longer.
@@ -273,59 +226,6 @@ impl Runtime {
         let canceller = Canceller { id, messages: self.messages.clone() };
         Ok(Running { request_id, prompt_tokens, engine: Arc::clone(&self.engine), canceller })
     }
-}
-
-impl Runtime {
-    /// What makes text of the answer's tokens; the prompt ends with `tail`.
-    fn rules(&self, request: &GenerateRequest, tail: Option<&str>) -> Rules {
-        let tokenizer = &self.model.tokenizer;
-        let ends_with = |token: TokenId| {
-            let spelling = tokenizer.token_text(token).unwrap_or_default();
-            tail.is_some_and(|tail| tail.ends_with(&spelling))
-        };
-        // Text that goes on as it stands is told apart by nobody; a template may have closed the thinking already.
-        let reasoning = self.model.reasoning.filter(|tags| tail.is_some() && !ends_with(tags.close));
-        let spelled = match (&request.prompt, &self.model.template) {
-            (Prompt::Chat(conversation), Ok(template)) if !conversation.tools.is_empty() => {
-                template.tool_style().markers().filter_map(|marker| tokenizer.token_id(marker)).collect()
-            }
-            _ => Vec::new(),
-        };
-        Rules {
-            stop: request.stop.clone(),
-            continues: tail.is_none(),
-            spelled,
-            reasoning,
-            reasons_at_once: reasoning.is_some_and(|tags| ends_with(tags.open)),
-            splits_reasoning: request.splits_reasoning,
-        }
-    }
-
-    fn constraint(
-        &self,
-        grammar: &Grammar,
-        submission: &Submission,
-        rules: &Rules,
-    ) -> Result<Box<dyn Constraint>, EngineError> {
-        if submission.end_tokens.is_empty() && !self.model.end_tokens.is_empty() {
-            let range = "false when a grammar says where the answer ends";
-            return Err(InvalidParameter { name: "ignore_eos", value: "true".to_owned(), range }.into());
-        }
-        let answer = self.model.grammars.compile(grammar, rules.continues)?;
-        Ok(match rules.reasoning.filter(|_| rules.splits_reasoning) {
-            Some(tags) => {
-                let end_tokens = self.model.end_tokens.clone();
-                Box::new(AfterReasoning::new(answer, tags, end_tokens, rules.reasons_at_once))
-            }
-            None => answer,
-        })
-    }
-}
-
-fn reasoning_tags(tokenizer: &Tokenizer) -> Option<ReasoningTags> {
-    REASONING_TAGS.iter().find_map(|(open, close)| {
-        Some(ReasoningTags { open: tokenizer.token_id(open)?, close: tokenizer.token_id(close)? })
-    })
 }
 
 impl Drop for Runtime {

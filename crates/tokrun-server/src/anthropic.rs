@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, Tool, ToolChoice};
 
@@ -15,18 +15,18 @@ use crate::asked::Asked;
 use crate::auth::Caller;
 use crate::begin::{Sampling, Wanted, find_model};
 use crate::body::Payload;
-use crate::content::Content;
+use crate::content::{Anything, Content};
 use crate::error::{ApiError, Dialect};
 use crate::reply::ok;
 use crate::tools::{self, ToolUse};
 
-mod answer;
+pub(crate) mod answer;
 mod turns;
 
 use turns::Turn;
 
 /// What is asked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MessagesRequest {
     model: String,
@@ -48,64 +48,64 @@ pub(crate) struct MessagesRequest {
     tools: Option<Vec<WireTool>>,
     tool_choice: Option<WireChoice>,
     thinking: Option<Thinking>,
-    container: Option<IgnoredAny>,
-    mcp_servers: Option<Vec<IgnoredAny>>,
-    context_management: Option<IgnoredAny>,
+    container: Option<Anything>,
+    mcp_servers: Option<Vec<Anything>>,
+    context_management: Option<Anything>,
     user_profile_id: Option<String>,
     workspace_id: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    diagnostics: Option<IgnoredAny>,
+    diagnostics: Option<Anything>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     speed: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     service_tier: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    cache_control: Option<IgnoredAny>,
+    cache_control: Option<Anything>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     inference_geo: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Message {
     role: Role,
     content: Turn,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Role {
     User,
     Assistant,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
     user_id: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
     format: Option<OutputFormat>,
-    effort: Option<IgnoredAny>,
+    effort: Option<Anything>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum OutputFormat {
     JsonSchema { schema: Value },
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Thinking {
     #[serde(rename = "type")]
     kind: String,
 }
 
 /// A tool that the client runs; those that Anthropic runs have a `type` of their own.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct WireTool {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -115,7 +115,7 @@ struct WireTool {
     strict: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WireChoice {
     #[serde(rename = "type")]
@@ -125,7 +125,7 @@ struct WireChoice {
     disable_parallel_tool_use: bool,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Chosen {
     Auto,
@@ -215,7 +215,7 @@ impl MessagesRequest {
     }
 
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        let named = |list: &Option<Vec<IgnoredAny>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        let named = |list: &Option<Vec<Anything>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (param, is_asked) in [
             ("container", self.container.is_some()),
             ("mcp_servers", named(&self.mcp_servers)),

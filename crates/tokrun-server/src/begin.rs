@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use tokrun_ledger::{Action, Credits, FinishReason, LimitReached};
 use tokrun_runtime::{
     Conversation, GenerateRequest, Grammar, Outcome, Payer, Prompt, SamplingParams, Tool, ToolChoice, Usage,
@@ -102,9 +103,9 @@ pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, mut wante
         return Err(ApiError::invalid_param("n", format!("Between 1 and {ANSWERS_MAX} answers can be asked for.")));
     }
     wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
-    let hearing = wanted.converse(&model)?;
     let params = wanted.sampling.params(&model.served.sampling)?;
     let places = model.places(count)?;
+    let hearing = wanted.converse(&model)?;
     let requests = requests(caller, tag, &model, wanted, &params);
     let answers = Answers::begin(app, &model, places, requests)?;
     let limits = RateLimits::of(&app.ledger, caller, model.name()).unwrap_or_default();
@@ -254,20 +255,26 @@ impl Summary {
 }
 
 /// `tokrun` in a response.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct Tokrun {
     request_id: String,
     /// Why it ended in the ledger's words: `allowance` and `limit` among them.
+    #[schemars(with = "Option<String>")]
     finish_reason: Option<FinishReason>,
+    /// What was paid.
+    #[schemars(with = "f64")]
     debited: Credits,
+    /// What is left.
+    #[schemars(with = "Option<f64>")]
     balance: Option<Credits>,
     unit: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Limit>,
 }
 
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, JsonSchema)]
 struct Limit {
     what: String,
+    #[schemars(with = "Option<String>")]
     resets: Option<Timestamp>,
 }

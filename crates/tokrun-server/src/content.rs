@@ -1,11 +1,24 @@
 //! What is said in a conversation, as clients write it: text, or a list of parts.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::ApiError;
 
+/// A value that is known, and not looked into.
+#[derive(Clone, Copy, Debug, JsonSchema)]
+#[schemars(transparent)]
+pub(crate) struct Anything(#[schemars(with = "serde_json::Value")] ());
+
+impl<'de> Deserialize<'de> for Anything {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self(()))
+    }
+}
+
 /// What is said: text, or parts of it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of content parts")]
 pub(crate) enum Content {
     Text(String),
@@ -13,7 +26,7 @@ pub(crate) enum Content {
 }
 
 /// A part of what is said.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct Part {
     #[serde(rename = "type")]
     kind: String,

@@ -28,6 +28,7 @@ mod live;
 mod metrics;
 mod models;
 mod openai;
+mod openapi;
 mod reply;
 mod responses;
 mod routes;

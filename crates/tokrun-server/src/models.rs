@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
-use tokrun_runtime::{Prompt, Runtime, SamplingParams, StepMetrics};
+use tokrun_runtime::{Conversation, Prompt, Runtime, SamplingParams, StepMetrics};
 
 use crate::error::ApiError;
 
@@ -77,7 +77,7 @@ impl Model {
     pub(crate) fn could_fit(&self, prompt: &Prompt) -> Result<(), ApiError> {
         let bytes = match prompt {
             Prompt::Text(text) => text.len(),
-            Prompt::Chat(conversation) => conversation.messages.iter().map(|message| message.content.len()).sum(),
+            Prompt::Chat(conversation) => text_bytes(conversation),
             // That is seen at once.
             Prompt::Tokens(_) => 0,
         };
@@ -111,6 +111,20 @@ impl Drop for Mark {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
+}
+
+/// About what a conversation comes to as text.
+fn text_bytes(conversation: &Conversation) -> usize {
+    let json_bytes = |value: &serde_json::Value| value.to_string().len();
+    let said = conversation.messages.iter().map(|message| {
+        let calls: usize = message.tool_calls.iter().map(|call| json_bytes(&call.arguments)).sum();
+        message.content.len() + calls
+    });
+    let told = conversation
+        .tools
+        .iter()
+        .map(|tool| tool.description.as_ref().map_or(0, String::len) + json_bytes(&tool.parameters));
+    said.chain(told).sum()
 }
 
 /// All of them, in the order in which they were named.

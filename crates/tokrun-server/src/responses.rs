@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, Tool};
 
 use crate::asked::Asked;
 use crate::begin::{Sampling, Wanted};
+use crate::content::Anything;
 use crate::error::ApiError;
 use crate::openai::request::tags;
 use crate::tools::{self, ToolUse};
@@ -21,7 +22,7 @@ mod items;
 use items::Item;
 
 /// What is asked.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResponsesRequest {
     model: String,
@@ -36,12 +37,12 @@ pub(crate) struct ResponsesRequest {
     metadata: Option<BTreeMap<String, String>>,
     store: Option<bool>,
     background: Option<bool>,
-    background_options: Option<IgnoredAny>,
-    access_programs: Option<IgnoredAny>,
-    image: Option<IgnoredAny>,
+    background_options: Option<Anything>,
+    access_programs: Option<Anything>,
+    image: Option<Anything>,
     previous_response_id: Option<String>,
-    conversation: Option<IgnoredAny>,
-    prompt: Option<IgnoredAny>,
+    conversation: Option<Anything>,
+    prompt: Option<Anything>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
@@ -50,38 +51,38 @@ pub(crate) struct ResponsesRequest {
     truncation: Option<String>,
     top_logprobs: Option<usize>,
     max_tool_calls: Option<usize>,
-    context_management: Option<IgnoredAny>,
-    moderation: Option<IgnoredAny>,
+    context_management: Option<Anything>,
+    moderation: Option<Anything>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     service_tier: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     prompt_cache_key: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
-    prompt_cache_options: Option<IgnoredAny>,
+    prompt_cache_options: Option<Anything>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     prompt_cache_retention: Option<String>,
     #[expect(dead_code, reason = "a hint that changes no answer")]
     safety_identifier: Option<String>,
     #[expect(dead_code, reason = "padding against those who measure packets; there is none here")]
-    stream_options: Option<IgnoredAny>,
+    stream_options: Option<Anything>,
 }
 
 /// Text, or turns of a conversation.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of messages")]
 enum Input {
     Text(String),
     Items(Vec<Item>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TextOptions {
     format: Option<Map<String, Value>>,
     verbosity: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Reasoning {
     effort: Option<String>,
     summary: Option<String>,

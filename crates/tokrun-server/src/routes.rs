@@ -8,11 +8,11 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
 use crate::error::{ApiError, Dialect, Refused};
-use crate::{admin, anthropic, dashboard, health, metrics, openai, responses, tokens, usage};
+use crate::{admin, anthropic, dashboard, health, metrics, openai, openapi, responses, tokens, usage};
 
 /// What a request is called, in its response's headers and in the ledger.
 #[derive(Clone, Debug)]
@@ -20,29 +20,37 @@ pub(crate) struct RequestTag(pub(crate) String);
 
 /// All that is served.
 pub(crate) fn router(app: &Arc<App>) -> Router {
-    Router::new()
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/version", get(health::version))
-        .route("/metrics", get(metrics::metrics))
-        .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{*name}", get(openai::models::show))
-        .route("/v1/chat/completions", post(openai::create::<openai::chat::ChatRequest>))
-        .route("/v1/completions", post(openai::create::<openai::completions::CompletionRequest>))
-        .route("/v1/responses", post(responses::create))
-        .route("/v1/messages", post(anthropic::create))
-        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
-        .route("/v1/usage/me", get(usage::me))
-        .route("/v1/organization/usage/completions", get(usage::completions))
-        .route("/v1/organization/costs", get(usage::costs))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
+    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    router
         .merge(dashboard::router())
         .nest("/admin/v1", admin::router())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(app), every))
         .with_state(Arc::clone(app))
+}
+
+/// What is served where; `openapi.rs` describes it.
+pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        ("/health", get(health::health)),
+        ("/ready", get(health::ready)),
+        ("/version", get(health::version)),
+        ("/openapi.json", get(openapi::openapi)),
+        ("/metrics", get(metrics::metrics)),
+        ("/v1/models", get(openai::models::list)),
+        ("/v1/models/{*name}", get(openai::models::show)),
+        ("/v1/chat/completions", post(openai::create::<openai::chat::ChatRequest>)),
+        ("/v1/completions", post(openai::create::<openai::completions::CompletionRequest>)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/messages", post(anthropic::create)),
+        ("/v1/messages/count_tokens", post(anthropic::count_tokens)),
+        ("/v1/usage/me", get(usage::me)),
+        ("/v1/organization/usage/completions", get(usage::completions)),
+        ("/v1/organization/costs", get(usage::costs)),
+        ("/tokenize", post(tokens::tokenize)),
+        ("/detokenize", post(tokens::detokenize)),
+    ]
 }
 
 async fn unknown(method: Method, uri: Uri) -> Response {

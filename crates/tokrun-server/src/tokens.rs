@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 use tokrun_runtime::{ChatMessage, Prompt, TokenId};
@@ -16,9 +17,9 @@ use crate::content::Content;
 use crate::error::ApiError;
 use crate::reply::ok;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Tokenize {
+pub(crate) struct Tokenize {
     model: Option<String>,
     /// Text, as a completion would begin with it.
     prompt: Option<String>,
@@ -31,16 +32,16 @@ struct Tokenize {
     return_token_strs: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Message {
     role: String,
     content: Content,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Detokenize {
+pub(crate) struct Detokenize {
     model: Option<String>,
     tokens: Vec<TokenId>,
 }

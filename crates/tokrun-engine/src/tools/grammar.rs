@@ -120,5 +120,6 @@ const SPACE: &str = "SPACE: /[ \\n]{1,3}/\n";
 
 /// A marker within a regular expression.
 fn escaped(marker: &str) -> String {
-    marker.chars().flat_map(|c| (!c.is_alphanumeric() && c != '_').then_some('\\').into_iter().chain([c])).collect()
+    let has_meaning = |c: char| r"\/.+*?()|[]{}^$".contains(c);
+    marker.chars().flat_map(|c| has_meaning(c).then_some('\\').into_iter().chain([c])).collect()
 }

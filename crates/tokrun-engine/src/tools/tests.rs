@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::template::{ChatMessage, ChatTemplate, Conversation, RenderOptions};
+use crate::tokenizer::Tokenizer;
 use tokrun_model::{Assets, TokenizerSource};
 
 fn style(form: Form) -> ToolStyle {
@@ -171,9 +172,10 @@ fn render(template: &ChatTemplate, conversation: &Conversation) -> String {
 }
 
 /// As templates of the Qwen kind are written.
-const TAKES_TOOLS: &str = "{%- if tools %}TOOLS {%- for tool in tools %} {{ tool | tojson }}{% endfor %}\n{% endif -%}\
+const TAKES_TOOLS: &str = "{%- if tools %}TOOLS{% for tool in tools %} {{ tool | tojson }}{% endfor %}{{ '\\n' }}{% endif -%}\
     {%- for m in messages %}{{ m.role }}: {{ m.content }}\
-    {%- if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>{% endfor %}{% endif %}\n{% endfor %}";
+    {%- if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>\
+    {%- endfor %}{% endif %}{{ '\\n' }}{% endfor %}";
 
 #[test]
 fn a_template_that_takes_tools_is_given_them() {
@@ -243,4 +245,63 @@ fn families_are_known_by_their_templates() {
     assert_eq!(template.tool_style(), style(Form::Piped));
     let text = render(&template, &after_a_call(vec![tool("f")]));
     assert!(text.contains("<|tool|>[{\"name\":\"f\",\"description\":\"Tells.\""), "{text}");
+}
+
+/// The fixture's tokenizer, with one of the markers as a special token or without.
+fn tokenizer(special: Option<&str>) -> Tokenizer {
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(fixture).expect("it is there")).expect("it is JSON");
+    if let Some(marker) = special {
+        json["model"]["vocab"][marker] = 384.into();
+        let token = json!({ "id": 384, "content": marker, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true });
+        json["added_tokens"].as_array_mut().expect("it is a list").push(token);
+    }
+    let folder = tempfile::tempdir().expect("a temporary directory can be made");
+    let file = folder.path().join("tokenizer.json");
+    std::fs::write(&file, json.to_string()).expect("it can be written");
+    let assets = Assets {
+        tokenizer: TokenizerSource::Json(file),
+        chat_template: None,
+        bos_token: None,
+        eos_token: None,
+        pad_token: None,
+        unk_token: None,
+        end_token_ids: Vec::new(),
+    };
+    Tokenizer::from_assets(&assets).expect("it can be read")
+}
+
+#[test]
+fn every_form_has_grammars_that_its_own_reader_understands() {
+    let answers = [
+        (Form::Tagged, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>"),
+        (Form::Listed, "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\"}}]"),
+        (Form::Bare, "{\"name\": \"f\", \"parameters\": {\"city\": \"Oslo\"}}"),
+        (Form::Piped, "<|tool_call|>[{\"name\": \"f\", \"arguments\": {\"city\": \"Oslo\"}}]<|/tool_call|>"),
+    ];
+    let strict = [Tool { strict: true, ..tool("f") }, tool("g")];
+    for ((form, answer), special) in answers.into_iter().flat_map(|case| [(case, false), (case, true)]) {
+        let tokenizer = std::sync::Arc::new(tokenizer(special.then(|| form.opens()[0])));
+        let compiler = crate::GrammarCompiler::new(std::sync::Arc::clone(&tokenizer), vec![2]);
+        let choices = [ToolChoice::Auto, ToolChoice::Required, ToolChoice::Named("f".to_owned())];
+        for (choice, parallel) in choices.iter().flat_map(|choice| [(choice, false), (choice, true)]) {
+            let grammar = style(form).grammar(&strict, choice, parallel, &tokenizer).expect("it is not free");
+            let takes = |text: &str| {
+                let mut held = compiler.compile(&grammar, false).unwrap_or_else(|error| panic!("{grammar:?}: {error}"));
+                let tokens = tokenizer.encode(text, false).expect("it can be encoded").into_iter().chain([2]);
+                let mut logits = vec![0.0; tokenizer.vocab_size()];
+                tokens.into_iter().all(|token| {
+                    logits.fill(0.0);
+                    held.mask(&mut logits).expect("something may come");
+                    logits[token as usize] == 0.0 && held.advance(token).is_ok()
+                })
+            };
+            assert!(takes(answer), "{form:?} special: {special} {choice:?} {parallel} {grammar:?}");
+            assert!(!takes(&answer.replace("\"city\"", "\"town\"")), "{form:?} is held to its schema");
+            assert_eq!(takes("Plain words."), *choice == ToolChoice::Auto, "{form:?} {choice:?}");
+            assert_eq!(takes(&format!("Well. {answer}")), *choice == ToolChoice::Auto, "{form:?} {choice:?}");
+        }
+        assert_eq!(read(form, &[answer]).1, [("f".to_owned(), "{\"city\": \"Oslo\"}".to_owned())]);
+        assert_eq!(style(form).grammar(&[tool("g")], &ToolChoice::Auto, true, &tokenizer), None, "the model is free");
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokrun_ledger::FinishReason;
@@ -16,7 +17,7 @@ use crate::said::{Call, Listener, Piece, Said};
 use crate::sse::{self, Frames, Scribe};
 
 /// Tokens of the prompt that were found in the cache are counted apart.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 struct WireUsage {
     input_tokens: u64,
     cache_creation_input_tokens: u64,
@@ -35,8 +36,8 @@ impl From<&Usage> for WireUsage {
     }
 }
 
-#[derive(Serialize)]
-struct WireMessage<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct WireMessage<'a> {
     id: String,
     #[serde(rename = "type")]
     kind: &'static str,
@@ -50,7 +51,7 @@ struct WireMessage<'a> {
     tokrun: Option<Tokrun>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Block {
     // Nobody else wrote it, so there is nothing to sign.

@@ -1,5 +1,6 @@
 //! What is said in a turn of Anthropic's conversations: words, thoughts, calls and their results.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use tokrun_runtime::{ChatMessage, ToolCall};
@@ -8,7 +9,7 @@ use crate::content::Content;
 use crate::error::ApiError;
 
 /// Words alone, or blocks.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of content blocks")]
 pub(super) enum Turn {
     Text(String),
@@ -16,7 +17,7 @@ pub(super) enum Turn {
 }
 
 /// A block. What clients send back of an answer has more fields than are needed here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Block {
     Text {

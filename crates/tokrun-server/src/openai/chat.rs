@@ -1,18 +1,18 @@
 //! `/v1/chat/completions`: what is asked. What is answered is in [`answer`].
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, ToolCall};
 
 use super::request::{Asks, Common, Manner, request};
 use crate::begin::{Begun, Wanted};
-use crate::content::Content;
+use crate::content::{Anything, Content};
 use crate::error::ApiError;
 use crate::tools::{self, ToolUse};
 
-mod answer;
+pub(crate) mod answer;
 
 /// Alternatives to a token, as the reference service bounds them.
 const TOP_LOGPROBS_MAX: usize = 20;
@@ -45,23 +45,23 @@ request! {
         reasoning_effort: Option<String>,
         /// What else the model's template is told.
         chat_template_kwargs: Option<Map<String, Value>>,
-        functions: Option<Vec<IgnoredAny>>,
+        functions: Option<Vec<Anything>>,
         function_call: Option<Value>,
-        audio: Option<IgnoredAny>,
-        web_search_options: Option<IgnoredAny>,
+        audio: Option<Anything>,
+        web_search_options: Option<Anything>,
         verbosity: Option<Value>,
-        moderation: Option<IgnoredAny>,
+        moderation: Option<Anything>,
         service_tier: Option<String>,
-        prediction: Option<IgnoredAny>,
+        prediction: Option<Anything>,
         prompt_cache_key: Option<String>,
-        prompt_cache_options: Option<IgnoredAny>,
+        prompt_cache_options: Option<Anything>,
         prompt_cache_retention: Option<String>,
         safety_identifier: Option<String>,
     }
 }
 
 /// One turn.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Message {
     role: String,
@@ -75,23 +75,25 @@ pub(crate) struct Message {
     #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
     refusal: Option<String>,
     #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
-    annotations: Option<Vec<IgnoredAny>>,
-    function_call: Option<IgnoredAny>,
-    audio: Option<IgnoredAny>,
+    annotations: Option<Vec<Anything>>,
+    #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
+    function_call: Option<Anything>,
+    #[expect(dead_code, reason = "known, so that an answer can be sent back as it came")]
+    audio: Option<Anything>,
 }
 
 /// A tool: a function, which is the only kind there is here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WireTool {
     #[serde(rename = "type")]
     kind: String,
     function: Option<Function>,
-    custom: Option<IgnoredAny>,
+    custom: Option<Anything>,
 }
 
 /// A function that a model may call.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Function {
     name: String,
@@ -101,20 +103,20 @@ struct Function {
 }
 
 /// A call in an earlier answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct WireCall {
     id: String,
     function: Called,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Called {
     name: String,
     arguments: String,
 }
 
 /// The form of an answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum ResponseFormat {
     /// Any text.
@@ -124,14 +126,14 @@ pub(crate) enum ResponseFormat {
     /// JSON that a schema describes.
     JsonSchema {
         /// The schema and its name.
-        json_schema: JsonSchema,
+        json_schema: NamedSchema,
     },
 }
 
 /// A named schema.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct JsonSchema {
+pub(crate) struct NamedSchema {
     #[expect(dead_code, reason = "required by the reference service, and nothing follows from it")]
     name: String,
     #[expect(dead_code, reason = "for the reader")]
@@ -146,7 +148,7 @@ impl ResponseFormat {
     pub(crate) fn grammar(&self) -> Option<Grammar> {
         let schema = match self {
             Self::Text => return None,
-            Self::JsonSchema { json_schema: JsonSchema { schema: Some(schema), .. } } => schema.to_string(),
+            Self::JsonSchema { json_schema: NamedSchema { schema: Some(schema), .. } } => schema.to_string(),
             Self::JsonObject | Self::JsonSchema { .. } => json!({ "type": "object" }).to_string(),
         };
         Some(Grammar::JsonSchema(schema))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokrun_runtime::{Delta, Outcome, Prompt, TokenId};
@@ -38,7 +39,7 @@ request! {
 }
 
 /// What a text begins with.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string, a list of strings, a list of tokens, or a list of those")]
 pub(crate) enum Beginning {
     Text(String),
@@ -105,8 +106,8 @@ impl Asks for CompletionRequest {
     }
 }
 
-#[derive(Serialize)]
-struct Completion<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Completion<'a> {
     id: &'a str,
     object: &'static str,
     created: i64,
@@ -120,7 +121,7 @@ struct Completion<'a> {
     tokrun: Option<Tokrun>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Choice {
     index: usize,
     text: String,
@@ -129,7 +130,7 @@ struct Choice {
 }
 
 /// The older form of log-probabilities.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 struct Logprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::App;
@@ -12,14 +13,14 @@ use crate::begin::find_model;
 use crate::models::Model;
 use crate::reply::ok;
 
-#[derive(Serialize)]
-struct List {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct List {
     object: &'static str,
     data: Vec<Entry>,
 }
 
-#[derive(Serialize)]
-struct Entry {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Entry {
     id: String,
     object: &'static str,
     created: i64,

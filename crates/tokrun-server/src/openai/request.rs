@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -20,7 +21,7 @@ const METADATA_MAX: usize = 16;
 macro_rules! request {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$about])*
-        #[derive(Debug, serde::Deserialize)]
+        #[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub(crate) struct $name {
             $($(#[$doc])* $field: $type,)*
@@ -116,7 +117,7 @@ pub(crate) async fn create<R: Asks>(asked: Asked) -> Response {
 }
 
 /// One string, or several.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
 pub(crate) enum Stop {
     One(String),
@@ -124,7 +125,7 @@ pub(crate) enum Stop {
 }
 
 /// `stream_options`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     /// Send the usage in a last chunk.

@@ -1,11 +1,12 @@
 //! What chat and text completions have in common as responses.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokrun_ledger::FinishReason;
 use tokrun_runtime::{TokenId, TokenLogprob, Tokenizer, Usage};
 
 /// `usage`: what was paid, and nothing else.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(crate) struct WireUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
@@ -14,13 +15,13 @@ pub(crate) struct WireUsage {
     completion_tokens_details: CompletionDetails,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 struct PromptDetails {
     cached_tokens: u64,
     audio_tokens: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
 struct CompletionDetails {
     reasoning_tokens: u64,
     audio_tokens: u64,
@@ -52,7 +53,7 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
 }
 
 /// A token as log-probabilities name it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct WireToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -60,7 +61,7 @@ pub(crate) struct WireToken {
 }
 
 /// A token of an answer, with what else it could have been.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct WireLogprob {
     #[serde(flatten)]
     pub(crate) token: WireToken,

@@ -1,5 +1,6 @@
 //! What a response is asked to go on from: messages, calls and their results, thoughts.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokrun_runtime::ChatMessage;
 
@@ -8,7 +9,7 @@ use crate::error::ApiError;
 use crate::tools;
 
 /// An item. What clients send back of an answer has more fields than it needs.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Item {
     #[serde(rename = "type", default = "message")]
     kind: String,

@@ -6,6 +6,7 @@
 // the exit status is 1 if one failed.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 
@@ -140,6 +141,6 @@ for (const [name, check] of Object.entries(checks)) {
     console.log("FAILED", name, error);
   }
 }
-const { version } = require("openai/package.json");
+const { version } = JSON.parse(readFileSync(path.join(path.dirname(require.resolve("openai")), "package.json")));
 console.log(`${Object.keys(checks).length - failed} of ${Object.keys(checks).length} passed: openai ${version}`);
 process.exit(failed ? 1 : 0);

@@ -11,6 +11,7 @@ mod errors;
 mod examples;
 mod hostile;
 mod keys;
+mod openapi;
 mod reasoning;
 mod scripted;
 mod streams;

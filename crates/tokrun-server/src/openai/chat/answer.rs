@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use tokrun_ledger::FinishReason;
@@ -17,8 +18,8 @@ use crate::reply::ok;
 use crate::said::{Call, Listener, Piece};
 use crate::sse::{self, Frames, Scribe};
 
-#[derive(Serialize)]
-struct Completion<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Completion<'a> {
     id: String,
     object: &'static str,
     created: i64,
@@ -30,7 +31,7 @@ struct Completion<'a> {
     tokrun: Tokrun,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Choice {
     index: usize,
     message: Answer,
@@ -38,7 +39,7 @@ struct Choice {
     finish_reason: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Answer {
     role: &'static str,
     /// Null where there are calls and no words.
@@ -46,13 +47,14 @@ struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     tool_calls: Vec<WireCall>,
     refusal: Option<&'static str>,
     annotations: [Value; 0],
 }
 
 /// A call, or a part of one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WireCall {
     /// Which one it is, in a stream.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,7 +66,7 @@ struct WireCall {
     function: WireFunction,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WireFunction {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -87,7 +89,7 @@ fn why_ended(reason: FinishReason, has_called: bool) -> &'static str {
     if has_called && reason == FinishReason::Stop { "tool_calls" } else { finish_reason(reason) }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Logprobs {
     content: Vec<WireLogprob>,
     refusal: Option<&'static str>,
