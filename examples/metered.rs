@@ -40,12 +40,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut generation = runtime.generate(GenerateRequest {
         request_id: None,
-        prompt: Prompt::Chat(vec![ChatMessage { role: "user".to_owned(), content: question }]),
+        prompt: Prompt::Chat(vec![ChatMessage::new("user", question)].into()),
         max_tokens: Some(100),
         sampling: SamplingParams::greedy(),
         stop: Vec::new(),
         grammar: None,
         ignore_eos: false,
+        splits_reasoning: false,
         logprobs: None,
         priority: 0,
         payer: Payer { wallet: "ada".to_owned(), tags: BTreeMap::new(), ..Payer::default() },

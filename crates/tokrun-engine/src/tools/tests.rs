@@ -33,7 +33,10 @@ fn read(form: Form, pieces: &[&str]) -> (String, Vec<(String, String)>) {
     (words, calls)
 }
 
-const CASES: [(Form, &str, &str, &[(&str, &str)]); 22] = [
+/// An answer in a form, its words, and its calls with their arguments.
+type Case = (Form, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const CASES: [Case; 22] = [
     (Form::Tagged, "Just <b>words</b>.\n", "Just <b>words</b>.\n", &[]),
     (
         Form::Tagged,

@@ -144,11 +144,14 @@ struct BlockDelta<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum DeltaOf<'a> {
-    ThinkingDelta { thinking: &'a str },
-    TextDelta { text: &'a str },
-    InputJsonDelta { partial_json: &'a str },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: &'a str },
+    #[serde(rename = "text_delta")]
+    Text { text: &'a str },
+    #[serde(rename = "input_json_delta")]
+    Input { partial_json: &'a str },
 }
 
 impl MessageScribe {
@@ -156,11 +159,11 @@ impl MessageScribe {
         match piece {
             Piece::Reasoning(thinking) => {
                 self.begin(Kind::Thinking, Block::Thinking { thinking: String::new(), signature: "" }, out);
-                self.more(DeltaOf::ThinkingDelta { thinking }, out);
+                self.more(DeltaOf::Thinking { thinking }, out);
             }
             Piece::Text(text) => {
                 self.begin(Kind::Text, Block::Text { text: String::new() }, out);
-                self.more(DeltaOf::TextDelta { text }, out);
+                self.more(DeltaOf::Text { text }, out);
             }
             Piece::Call { id, name } => {
                 // Each call is a block of its own.
@@ -168,7 +171,7 @@ impl MessageScribe {
                 let (id, name) = (format!("toolu_{id}"), name.clone());
                 self.begin(Kind::ToolUse, Block::ToolUse { id, name, input: Map::new() }, out);
             }
-            Piece::Arguments(partial_json) => self.more(DeltaOf::InputJsonDelta { partial_json }, out),
+            Piece::Arguments(partial_json) => self.more(DeltaOf::Input { partial_json }, out),
         }
     }
 
