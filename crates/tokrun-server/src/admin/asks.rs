@@ -24,7 +24,7 @@ pub(super) async fn list(admin: Admin, Query(Which { wallet, open }): Query<Whic
     admin
         .answer(move |admin| {
             admin.require_read(wallet.as_deref())?;
-            let asks = admin.ledger().asks(wallet.as_deref()).map_err(|error| refusal(&error))?;
+            let asks = admin.app.books.asks(wallet.as_deref()).map_err(|error| refusal(&error))?;
             Ok(asks.iter().filter(|ask| !open || ask.state == AskState::Open).map(json::ask).collect())
         })
         .await
@@ -53,7 +53,7 @@ pub(super) async fn ask(admin: Admin, payload: Payload) -> Response {
 
 /// What was asked for under this id. Whoever sees nobody else's does not learn what there is.
 fn find(admin: &Admin, id: &str) -> Result<AskView, ApiError> {
-    let asks = admin.ledger().asks(None).map_err(|error| refusal(&error))?;
+    let asks = admin.app.books.asks(None).map_err(|error| refusal(&error))?;
     let found = asks.into_iter().find(|ask| ask.id == id);
     let unknown = || admin.require(Action::Read).and_then(|()| Err(ApiError::unknown_ask(id)));
     let ask = found.map_or_else(unknown, Ok)?;

@@ -17,7 +17,7 @@ pub(super) async fn list(admin: Admin, Query(OfWallet { wallet }): Query<OfWalle
     admin
         .answer(move |admin| {
             admin.require_read(wallet.as_deref())?;
-            let keys = admin.ledger().keys(wallet.as_deref()).map_err(|error| refusal(&error))?;
+            let keys = admin.app.books.keys(wallet.as_deref()).map_err(|error| refusal(&error))?;
             Ok(keys.iter().map(json::key).collect())
         })
         .await

@@ -15,7 +15,7 @@ pub(super) async fn list(admin: Admin, Query(OfWallet { wallet }): Query<OfWalle
     admin
         .answer(move |admin| {
             admin.require_read(wallet.as_deref())?;
-            let limits = admin.ledger().limits().map_err(|error| refusal(&error))?;
+            let limits = admin.app.books.limits().map_err(|error| refusal(&error))?;
             Ok(limits
                 .iter()
                 .filter(|limit| wallet.is_none() || limit.scope.wallet == wallet)

@@ -39,7 +39,7 @@ pub(super) async fn usage(admin: Admin, Query(asked): Query<Asked>) -> Response 
                 "day" => UsageBy::Day { time_zone: TimeZone::UTC },
                 _ => return Err(ApiError::invalid_param("by", "'by' is user, model, project, key or day.")),
             };
-            let rows = admin.ledger().usage(&UsageQuery { by, since, until, wallet, subtree });
+            let rows = admin.app.books.usage(&UsageQuery { by, since, until, wallet, subtree });
             let rows = rows.map_err(|error| refusal(&error))?;
             Ok(rows.iter().map(|row| shown::usage(&name, row)).collect())
         })
@@ -56,7 +56,7 @@ pub(super) async fn events(admin: Admin, Query(Since { since }): Query<Since>) -
     admin
         .answer(move |admin| {
             admin.require(Action::Audit)?;
-            admin.ledger().events(since, 0).map(|events| json!(events)).map_err(|error| refusal(&error))
+            admin.app.books.events(since, 0).map(|events| json!(events)).map_err(|error| refusal(&error))
         })
         .await
 }

@@ -57,7 +57,7 @@ pub(super) async fn list(admin: Admin) -> Response {
     admin
         .answer(|admin| {
             admin.require(Action::Read)?;
-            let wallets = admin.ledger().wallets().map_err(|error| refusal(&error))?;
+            let wallets = admin.app.books.wallets().map_err(|error| refusal(&error))?;
             Ok(wallets.iter().map(json::wallet).collect())
         })
         .await
@@ -67,7 +67,7 @@ pub(super) async fn show(admin: Admin, Path(name): Path<String>) -> Response {
     admin
         .answer(move |admin| {
             admin.require_of(Action::Read, &name)?;
-            let ledger = admin.ledger();
+            let ledger = &admin.app.books;
             let shown = ledger.wallet(&name).and_then(|wallet| {
                 let lasts = ledger.forecast(&name)?;
                 Ok(json::wallet_with_forecast(&wallet, lasts.as_ref()))

@@ -34,6 +34,7 @@ async function start() {
   await go();
   const every = (seconds, work) => timers.push(setInterval(() => { if (!document.hidden && state.session) void work().catch(() => {}); }, seconds * SECOND));
   every(1, tick);
+  every(2, async () => { if (state.viewed && !$("you").hidden) await lookAt(); });
   every(1, async () => { if (!$("machine").hidden) await machine(); });
   every(15, async () => { if (!$("team").hidden) await team(); });
   every(20, async () => { if (!$("you").hidden) await loadDays(true); });
@@ -54,6 +55,12 @@ async function tick() {
   } finally {
     tick.busy = false;
   }
+}
+
+/** Looks at the balance of somebody else. */
+async function lookAt() {
+  state.shown = await ask("GET", `/admin/v1/wallets/${encodeURIComponent(state.viewed)}`);
+  showBalance();
 }
 
 /** Whether somebody is at something that would go away if it were drawn anew. */
@@ -81,10 +88,7 @@ async function go() {
     if (name === "team") return await team();
     if (name === "machine") return await machine();
     state.days = null;
-    if (state.viewed) {
-      state.shown = await ask("GET", `/admin/v1/wallets/${encodeURIComponent(state.viewed)}`);
-      state.members ??= await ask("GET", "/dashboard/team?days=28");
-    }
+    if (state.viewed) await lookAt();
     you();
     await loadDays();
   } catch (error) {

@@ -4,7 +4,7 @@ import { h, fill, plot, table, figure, meter } from "./plot.js";
 import { $, state, ask, say, doing, ms, soon, when, sum, card, tile, none } from "./server.js";
 
 export async function team() {
-  const members = state.members = await ask("GET", "/dashboard/team?days=28");
+  const members = await ask("GET", "/dashboard/team?days=28");
   const open = state.now.sees.machine ? await ask("GET", "/admin/v1/requests?open=true") : [];
   const spent = (member) => member.usage?.debited ?? 0;
   const depth = (member) => { let steps = 0; for (let at = member; (at = members.find((other) => other.wallet === at.parent)); ) steps += 1; return steps; };

@@ -9,7 +9,7 @@ export const $ = (id) => document.getElementById(id);
 export const SECOND = 1000;
 
 /** What is known: the session, what the server said last, and whose wallet is looked at (`null`: one's own). */
-export const state = { session: null, now: null, days: null, viewed: null, shown: null, members: null, spent: [], machine: [] };
+export const state = { session: null, now: null, days: null, viewed: null, shown: null, spent: [], machine: [] };
 
 export class Refused extends Error {}
 

@@ -25,7 +25,7 @@ export function you() {
 export function showBalance() {
   if (!$("balance") || !state.now) return;
   const own = state.viewed === null;
-  const wallet = own ? state.now.wallet : state.members?.find((member) => member.wallet === state.viewed);
+  const wallet = own ? state.now.wallet : state.shown;
   if (!wallet) return;
   $("balance").textContent = figure(wallet.balance, 2);
   $("balance").classList.toggle("low", wallet.balance <= 0);

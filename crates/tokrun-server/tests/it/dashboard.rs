@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokrun_ledger::{
     Admission, Debit, FinishReason, GrantRequest, LatencyHistogram, Ledger, NewAsk, NewKey, NewWallet, Price,
-    PromptDebit, Role, Settlement, WalletKind,
+    PromptDebit, Role, Settlement, Transfer, WalletKind,
 };
 use tokrun_server::{Links, ServerOptions};
 
@@ -133,6 +133,13 @@ fn everybody_sees_what_is_theirs() {
     assert_eq!(names(see(&service, &boss, "/dashboard/team")), ["ada", "bob", "boss", "tools"]);
     let team = see(&service, &lead, "/dashboard/days?subtree=true");
     assert_eq!(team["by_key"][0]["requests"], 27, "of the members");
+    let day = |path: &str| see(&service, &lead, path)["days"][27].clone();
+    let before = [day("/dashboard/days"), day("/dashboard/days?subtree=true")];
+    let gift = Transfer::new("tools", "ada", "100".parse().expect("an amount"));
+    service.ledger.transfer(gift).expect("it can be given");
+    let after = [day("/dashboard/days"), day("/dashboard/days?subtree=true")];
+    assert_eq!((&after[0]["went"], &after[0]["came_in"]), (&json!(100), &before[0]["came_in"]));
+    assert_eq!(after[1], before[1], "what moves within a team neither comes nor goes");
     let machine = see(&service, &boss, "/dashboard/machine");
     assert_eq!((&machine["models"][0]["model"], &machine["ledger"]["wallets"]), (&json!(MODEL), &json!(4)));
 }
