@@ -348,6 +348,9 @@ pub(crate) enum WalletCommand {
     Void {
         /// Its id, as `wallet show --output json` tells it.
         grant: String,
+        /// The same key makes nothing else void.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// Limit what is used in a minute, a day or a month, by one request, or at once.
     #[command(subcommand)]
@@ -397,6 +400,9 @@ pub(crate) enum WalletCommand {
     Revoke {
         /// The delegated wallet.
         name: String,
+        /// Revoking twice under the same key is once: what came back meanwhile stays.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// Close the wallet of somebody who leaves, for good: with its delegations, keys, and all that would still come.
     Close {
@@ -491,7 +497,7 @@ pub(crate) struct DepositArgs {
     #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
     pub(crate) expires: Option<jiff::Timestamp>,
     /// Lower is spent first.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
     pub(crate) priority: i32,
     #[command(flatten)]
     pub(crate) terms: CreditTermsArgs,
@@ -516,7 +522,7 @@ pub(crate) struct GrantArgs {
     #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
     pub(crate) effective: Option<jiff::Timestamp>,
     /// Lower is spent first.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true)]
     pub(crate) priority: i32,
     /// What it is for; kept outside the hashed books.
     #[arg(long, value_name = "TEXT")]

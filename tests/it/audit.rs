@@ -1,6 +1,6 @@
 //! What holds for every command, found by asking the program which ones it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
@@ -69,7 +69,7 @@ fn every_command_prints_json_has_a_manual_page_and_is_completed() {
     let home = Home::new();
     let table = home.path().join("people.csv");
     fs::write(&table, "wallet,amount\neve,5\n").expect("it can be written");
-    let commands = leaves(&home);
+    let commands: BTreeSet<String> = leaves(&home).into_keys().collect();
     let mut ran = BTreeSet::new();
     for run in RUNS {
         let named = commands.iter().filter(|command| format!("{run} ").starts_with(&format!("{command} ")));
@@ -97,6 +97,32 @@ fn every_command_prints_json_has_a_manual_page_and_is_completed() {
     }
 }
 
+#[test]
+fn every_command_that_changes_the_ledger_takes_an_idempotency_key() {
+    let is_of_the_ledger =
+        |command: &str| ["wallet", "price", "key", "project"].contains(&command.split(' ').next().unwrap_or(""));
+    let keyless: Vec<String> = leaves(&Home::new())
+        .into_iter()
+        .filter(|(command, page)| is_of_the_ledger(command) && !page.contains("idempotency"))
+        .map(|(command, _)| command)
+        .collect();
+    // The rows of a table that is imported are their own keys.
+    let expected = [
+        "key list",
+        "key show",
+        "price estimate",
+        "price list",
+        "project list",
+        "wallet import",
+        "wallet limit list",
+        "wallet list",
+        "wallet requests",
+        "wallet show",
+        "wallet statement",
+    ];
+    assert_eq!(keyless, expected);
+}
+
 /// What a run prints on stdout is JSON, whether it did what it was asked to or not.
 fn is_json(home: &Home, arguments: &[String]) {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(["--output", "json"]).collect();
@@ -115,19 +141,19 @@ fn is_json(home: &Home, arguments: &[String]) {
     assert!(values.is_ok_and(|values| !values.is_empty()), "{told}");
 }
 
-/// The commands that have none under them, as their manual pages name them: `wallet show`.
-fn leaves(home: &Home) -> BTreeSet<String> {
+/// The commands that have none under them, as their manual pages name them, `wallet show`, and these pages.
+fn leaves(home: &Home) -> BTreeMap<String, String> {
     let directory = home.path().join("man");
     home.json(&["man", &directory.display().to_string()]);
-    let mut names = BTreeSet::new();
+    let mut pages = BTreeMap::new();
     for page in fs::read_dir(directory).expect("it was written") {
         let page = page.expect("it can be listed").path();
         let shown = fs::read_to_string(&page).expect("it is text");
         assert!(shown.contains(".SH SYNOPSIS") && shown.contains(".SH DESCRIPTION"), "{}", page.display());
         let name = page.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned();
         if let Some(command) = name.strip_prefix("tokrun-").filter(|_| !shown.contains(".SH SUBCOMMANDS")) {
-            names.insert(command.replace('-', " "));
+            pages.insert(command.replace('-', " "), shown);
         }
     }
-    names
+    pages
 }

@@ -122,7 +122,7 @@ fn wallets_are_created_filled_and_shown() {
     home.json(&["wallet", "create", "ada"]);
     assert_eq!(home.balance("ada"), 0);
     home.json(&["wallet", "grant", "ada", "12.5", "--memo", "November", "--expires", "2999-01-01"]);
-    home.json(&["wallet", "grant", "ada", "7.5", "--priority", "1"]);
+    home.json(&["wallet", "grant", "ada", "7.5", "--priority", "-1"]);
     let wallet = home.json(&["wallet", "show", "ada"]);
     assert_eq!(wallet["balance"], 20);
     assert_eq!(wallet["grants"].as_array().expect("a list").len(), 2);

@@ -303,8 +303,13 @@ pub(crate) fn insert_memo(tx: &Tx<'_>, grant: i64, memo: &str) -> Result<()> {
 
 /// Makes a grant void: what is left of it is gone, and what comes back of it goes the same way. Of a recurring grant: no
 /// more of it is given. Again: nothing changes.
-pub(crate) fn void(tx: &mut Tx<'_>, id: &str) -> Result<WalletView> {
+pub(crate) fn void(tx: &mut Tx<'_>, id: &str, key: Option<&str>) -> Result<WalletView> {
     tx.check_good()?;
+    let arguments = arguments_hash(&["void", id]);
+    // Again, it changes nothing: a key only tells whether it was used for something else.
+    if earlier(tx.conn, key, &arguments)?.is_none() {
+        remember(tx.conn, key, &arguments, id)?;
+    }
     let sql = "SELECT seq, wallet FROM allowance WHERE id = ?1 AND kind <> 'overdraft'";
     let found: Option<(i64, i64)> =
         tx.conn.prepare_cached(sql)?.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;

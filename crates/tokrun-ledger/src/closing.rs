@@ -122,7 +122,7 @@ pub(crate) fn shut(tx: &mut Tx<'_>, wallet: &Wallet, rest: Rest) -> Result<()> {
         }
         end_promises(tx, wallet.seq)?;
         for key in keys::of_wallet(tx.conn, wallet.seq)? {
-            keys::revoke(tx, &key)?;
+            keys::revoke(tx, &key, None)?;
         }
         asks::deny_all(tx, wallet.seq, "the wallet was closed")?;
         write(tx, wallet.seq, rest)?;
@@ -191,7 +191,7 @@ pub(crate) fn settle_up(tx: &mut Tx<'_>, wallet: i64) -> Result<()> {
     tx.save_purse(wallet, purse)?;
     end_overdraft(tx, wallet)?;
     match rest {
-        Rest::Void => left.iter().try_for_each(|(id, _)| admin::void(tx, id).map(drop)),
+        Rest::Void => left.iter().try_for_each(|(id, _)| admin::void(tx, id, None).map(drop)),
         Rest::Return => left.into_iter().try_for_each(|(id, _)| reversal::correct(tx, &Correction::new(id)).map(drop)),
         Rest::Heir(_) if left.is_empty() => Ok(()),
         Rest::Heir(heir) => {

@@ -100,14 +100,19 @@ pub(crate) fn delegate(tx: &mut Tx<'_>, new: &Delegate) -> Result<WalletView> {
 }
 
 /// Ends a delegation: what is left goes back. Again, what has come back meanwhile does.
-pub(crate) fn revoke(tx: &mut Tx<'_>, name: &str) -> Result<WalletView> {
+pub(crate) fn revoke(tx: &mut Tx<'_>, name: &str, key: Option<&str>) -> Result<WalletView> {
     tx.check_good()?;
     let wallet = require_wallet(tx.conn, name)?;
+    let arguments = arguments_hash(&["revoke", &wallet.id]);
+    if earlier(tx.conn, key, &arguments)?.is_some() {
+        return query::wallet_view(tx.conn, wallet.seq, tx.now_us);
+    }
     if of_wallet(tx.conn, wallet.seq)?.is_none() && closing::rest_of(tx.conn, wallet.seq)? != Some(Rest::Return) {
         let reason = "nobody delegated it; `tokrun wallet close` closes it".into();
         return Err(LedgerError::InvalidWallet { name: name.to_owned(), reason });
     }
     closing::shut(tx, &wallet, Rest::Return)?;
+    remember(tx.conn, key, &arguments, &wallet.id)?;
     query::wallet_view(tx.conn, wallet.seq, tx.now_us)
 }
 

@@ -213,9 +213,14 @@ pub(crate) fn rotate(tx: &mut Tx<'_>, id: &str, grace: Duration, key: Option<&st
 }
 
 /// Makes a key good for nothing, for good. Again, it changes nothing.
-pub(crate) fn revoke(tx: &mut Tx<'_>, id: &str) -> Result<KeyView> {
+pub(crate) fn revoke(tx: &mut Tx<'_>, id: &str, key: Option<&str>) -> Result<KeyView> {
     tx.check_good()?;
     let found = find(tx.conn, id)?;
+    let arguments = arguments_hash(&["key revocation", &found.id]);
+    if earlier(tx.conn, key, &arguments)?.is_some() {
+        return Ok(found);
+    }
+    remember(tx.conn, key, &arguments, &found.id)?;
     if found.revoked.is_some() {
         return Ok(found);
     }

@@ -288,13 +288,13 @@ impl Ledger {
     }
 
     /// Makes a grant void: what is left of it is gone, what requests have of it they may spend. Of a recurring grant's id:
-    /// no more of it is given. Again, it changes nothing.
+    /// no more of it is given. Again, it changes nothing, with an idempotency key or without.
     ///
     /// # Errors
     /// [`LedgerError::UnknownGrant`].
-    pub fn void(&self, grant_id: &str) -> Result<WalletView> {
+    pub fn void(&self, grant_id: &str, idempotency_key: Option<String>) -> Result<WalletView> {
         let id = grant_id.to_owned();
-        self.administer(move |tx| admin::void(tx, &id))
+        self.administer(move |tx| admin::void(tx, &id, idempotency_key.as_deref()))
     }
 
     /// Refuses new requests of the wallet, and of all under it, from now on; what runs may end. With an idempotency key,

@@ -144,13 +144,17 @@ fn write(tx: &Tx<'_>, new: &NewPrice) -> Result<(i64, String)> {
     Ok(tx.conn.prepare_cached(sql)?.query_row(row, |row| Ok((row.get(0)?, row.get(1)?)))?)
 }
 
-/// Removes a price. Again: there is none of this id.
-pub(crate) fn remove(tx: &mut Tx<'_>, id: &str) -> Result<()> {
+/// Removes a price. Again, unless under the same key: there is none of this id.
+pub(crate) fn remove(tx: &mut Tx<'_>, id: &str, key: Option<&str>) -> Result<()> {
     tx.check_good()?;
+    let arguments = arguments_hash(&["price removal", id]);
+    if earlier(tx.conn, key, &arguments)?.is_some() {
+        return Ok(());
+    }
     let seq = record::find(tx.conn, &RECORDED, id)?.ok_or_else(|| LedgerError::UnknownPrice { id: id.to_owned() })?;
     record::end(tx, &RECORDED, id)?;
     tx.conn.prepare_cached("DELETE FROM price WHERE seq = ?1")?.execute([seq])?;
-    Ok(())
+    remember(tx.conn, key, &arguments, id)
 }
 
 /// All prices by model and beginning, or those that hold at an instant.

@@ -47,6 +47,9 @@ pub(crate) enum KeyCommand {
     Revoke {
         /// Its name or id.
         key: String,
+        /// Revoking twice under the same key is once.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
 }
 
@@ -102,7 +105,7 @@ pub(crate) struct ApproveArgs {
     #[arg(long, value_name = "WHEN", value_parser = instant_ahead)]
     pub(crate) expires: Option<jiff::Timestamp>,
     /// Lower is spent first.
-    #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "from")]
+    #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "from", allow_negative_numbers = true)]
     pub(crate) priority: i32,
     /// Approving twice under the same key approves once.
     #[arg(long, value_name = "KEY")]

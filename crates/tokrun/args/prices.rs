@@ -25,6 +25,9 @@ pub(crate) enum PriceCommand {
     Remove {
         /// Its id, as `price list` tells it.
         id: String,
+        /// Removing twice under the same key is no error.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
     },
     /// What tokens cost on hardware of your own: what a price would have to be.
     Estimate(Box<EstimateArgs>),

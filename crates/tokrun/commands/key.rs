@@ -21,7 +21,9 @@ pub(crate) fn run(command: KeyCommand, format: Format) -> Result<Status, Failure
             tell(&answer::ledger()?.rotate_key(&key, grace, idempotency_key)?, format);
         }
         KeyCommand::Link { key, expires, url } => link(&key, expires, &url, format)?,
-        KeyCommand::Revoke { key } => show(&answer::ledger()?.revoke_key(&key)?, format),
+        KeyCommand::Revoke { key, idempotency_key } => {
+            show(&answer::ledger()?.revoke_key(&key, idempotency_key)?, format);
+        }
     }
     Ok(Status::Done)
 }

@@ -25,8 +25,8 @@ pub(crate) fn run(command: PriceCommand, format: Format) -> Result<Status, Failu
                 _ => out!("{} costs {} from {} on", set.model, described(&set.price), set.from),
             }
         }
-        PriceCommand::Remove { id } => {
-            answer::ledger()?.remove_price(&id)?;
+        PriceCommand::Remove { id, idempotency_key } => {
+            answer::ledger()?.remove_price(&id, idempotency_key)?;
             match format {
                 Format::Json => out!("{}", json!({ "id": id })),
                 _ => out!("removed"),

@@ -49,7 +49,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
             let correction = Correction { grant_id: grant, amount, memo, idempotency_key };
             reversals::corrected(&ledger.correct(correction)?, format);
         }
-        WalletCommand::Void { grant } => show::show(&ledger.void(&grant)?, format),
+        WalletCommand::Void { grant, idempotency_key } => show::show(&ledger.void(&grant, idempotency_key)?, format),
         WalletCommand::Limit(command) => limits::run(&ledger, command, format)?,
         WalletCommand::Freeze { user, idempotency_key } => show::show(&ledger.freeze(&user, idempotency_key)?, format),
         WalletCommand::Thaw { user, idempotency_key } => show::show(&ledger.thaw(&user, idempotency_key)?, format),
@@ -60,7 +60,7 @@ pub(crate) fn run(command: WalletCommand, format: Format) -> Result<Status, Fail
             requests::show(&ledger.deny(&id, reason, idempotency_key)?, format);
         }
         WalletCommand::Delegate(args) => show::show(&ledger.delegate(delegate(args))?, format),
-        WalletCommand::Revoke { name } => show::show(&ledger.revoke(&name)?, format),
+        WalletCommand::Revoke { name, idempotency_key } => show::show(&ledger.revoke(&name, idempotency_key)?, format),
         WalletCommand::Close { user, to, idempotency_key } => {
             show::show(&ledger.close(Closing { wallet: user, to, idempotency_key })?, format);
         }

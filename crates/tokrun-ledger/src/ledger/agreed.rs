@@ -39,13 +39,13 @@ impl Ledger {
         self.administer(move |tx| prices::set(tx, &price))
     }
 
-    /// Removes a price: what held before it holds again.
+    /// Removes a price: what held before it holds again. With an idempotency key, repeating it is no error.
     ///
     /// # Errors
     /// [`LedgerError::UnknownPrice`].
-    pub fn remove_price(&self, price_id: &str) -> Result<()> {
+    pub fn remove_price(&self, price_id: &str, idempotency_key: Option<String>) -> Result<()> {
         let id = price_id.to_owned();
-        self.administer(move |tx| prices::remove(tx, &id))
+        self.administer(move |tx| prices::remove(tx, &id, idempotency_key.as_deref()))
     }
 
     /// Every price by model and beginning, or the one of each model that holds at an instant.

@@ -31,13 +31,14 @@ impl Ledger {
         self.read(|conn, _| keys::find(conn, id))
     }
 
-    /// Makes an access key good for nothing, for good: what runs may end. Again, it changes nothing.
+    /// Makes an access key good for nothing, for good: what runs may end. Again, it changes nothing, with an
+    /// idempotency key or without.
     ///
     /// # Errors
     /// [`LedgerError::UnknownKey`](crate::LedgerError::UnknownKey).
-    pub fn revoke_key(&self, id: &str) -> Result<KeyView> {
+    pub fn revoke_key(&self, id: &str, idempotency_key: Option<String>) -> Result<KeyView> {
         let id = id.to_owned();
-        self.administer(move |tx| keys::revoke(tx, &id))
+        self.administer(move |tx| keys::revoke(tx, &id, idempotency_key.as_deref()))
     }
 
     /// Gives an access key another secret; the one before is good for `grace` longer. With an idempotency key, repeating it
@@ -108,18 +109,19 @@ impl Ledger {
 
     /// Ends a delegation: what is left goes back to the grants that it came from, open requests get no further than what
     /// they have taken, and what they give back follows. One that has a time ends then, with whatever is written next.
-    /// Again, what has come back meanwhile goes back.
+    /// Again, what has come back meanwhile goes back; with an idempotency key, nothing more.
     ///
     /// # Errors
     /// [`LedgerError::InvalidWallet`](crate::LedgerError::InvalidWallet) of a wallet that nobody delegated.
-    pub fn revoke(&self, wallet: &str) -> Result<WalletView> {
+    pub fn revoke(&self, wallet: &str, idempotency_key: Option<String>) -> Result<WalletView> {
         let name = wallet.to_owned();
-        self.administer(move |tx| delegation::revoke(tx, &name))
+        self.administer(move |tx| delegation::revoke(tx, &name, idempotency_key.as_deref()))
     }
 
     /// Closes the wallet of somebody who leaves, for good: what it delegated is revoked, what recurs or has not vested is
     /// void, its keys are revoked, what it asked for is denied, and what is left goes to another wallet or is void. Open
-    /// requests get no further than what they have taken; what they give back goes the same way. Again, it changes nothing.
+    /// requests get no further than what they have taken; what they give back goes the same way once they
+    /// end, or when it is closed again; with an idempotency key, repeating it changes nothing.
     ///
     /// # Errors
     /// [`LedgerError::InvalidWallet`](crate::LedgerError::InvalidWallet) if other wallets stand under it, or it was closed

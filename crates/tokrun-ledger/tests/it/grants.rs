@@ -141,7 +141,7 @@ fn a_grant_vests_by_the_calendar_whoever_is_awake() {
     // Who leaves keeps what has vested.
     let vested = balance(&asleep, "ada");
     let id = asleep.wallet("ada").unwrap().grants[0].vesting.clone().unwrap();
-    asleep.void(&id).unwrap();
+    asleep.void(&id, None).unwrap();
     sleeper.pass(400 * 86_400);
     assert_eq!(balance(&asleep, "ada"), vested);
     assert!(vested > credits(25) && vested < credits(100));

@@ -315,7 +315,7 @@ impl Pair {
         let agents = self.model.givers.len();
         if agents > 0 {
             let agent = WALLETS.len() + which % agents;
-            self.ledger.revoke(&name(agent)).unwrap();
+            self.ledger.revoke(&name(agent), None).unwrap();
             match self.model.closed[agent] {
                 Some(_) => self.model.settle_up(agent),
                 None => self.model.shut(agent, Rest::Return),
@@ -329,7 +329,7 @@ impl Pair {
         let closed = self.ledger.close(Closing { to, ..Closing::new(WALLETS[EVE]) });
         match self.model.closed[EVE] {
             None => self.model.shut(EVE, rest),
-            Some(before) if before == rest => {}
+            Some(before) if before == rest => self.model.settle_up(EVE),
             Some(_) => return assert!(matches!(closed, Err(LedgerError::InvalidWallet { .. }))),
         }
         closed.unwrap();

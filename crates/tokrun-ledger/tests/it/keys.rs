@@ -43,10 +43,11 @@ fn a_key_is_known_by_its_secret_until_it_is_revoked() {
     home.pass(60);
     assert_eq!(refusal(&ledger, &secret), KeyRefusal::Expired);
     let ci = other.secret.unwrap();
-    let revoked = ledger.revoke_key("ci").unwrap();
+    let revoked = ledger.revoke_key("ci", Some("leak".into())).unwrap();
+    assert_eq!(ledger.revoke_key("ci", Some("leak".into())).unwrap(), revoked);
     home.pass(1);
     let entries = home.entries();
-    assert_eq!(ledger.revoke_key("ci").unwrap(), revoked, "again, it changes nothing");
+    assert_eq!(ledger.revoke_key("ci", None).unwrap(), revoked, "again, it changes nothing");
     assert_eq!(home.entries(), entries);
     assert_eq!(refusal(&ledger, &ci), KeyRefusal::Revoked);
     assert_eq!(refusal(&ledger, "tkr-nobody"), KeyRefusal::Unknown);
@@ -83,7 +84,7 @@ fn a_secret_that_is_replaced_is_good_for_a_while() {
     assert_eq!(refusal(&ledger, &second_secret), KeyRefusal::Replaced);
     let leaked = rotate(0, "leaked").unwrap().secret.unwrap();
     assert_eq!(refusal(&ledger, &third_secret), KeyRefusal::Unknown, "at once, and forgotten");
-    ledger.revoke_key("ci").unwrap();
+    ledger.revoke_key("ci", None).unwrap();
     assert_eq!(refusal(&ledger, &leaked), KeyRefusal::Revoked);
     assert!(matches!(rotate(0, "late"), Err(LedgerError::InvalidKey { .. })));
     verify(&ledger);
@@ -134,7 +135,7 @@ fn what_cannot_be_a_key_is_refused_and_a_key_of_its_own_creates_once() {
     let entries = home.entries();
     let other = ledger.create_key(NewKey { role: Role::Admin, ..keyed });
     assert!(matches!(other, Err(LedgerError::IdempotencyConflict { .. })));
-    ledger.revoke_key("ci").unwrap();
+    ledger.revoke_key("ci", None).unwrap();
     assert!(matches!(ledger.create_key(NewKey::new("ada", "ci")), Err(LedgerError::KeyExists { .. })));
     let now = Some(at(home.now_us()));
     for nonsense in [
@@ -147,7 +148,7 @@ fn what_cannot_be_a_key_is_refused_and_a_key_of_its_own_creates_once() {
     }
     assert!(matches!(ledger.create_key(NewKey::new("eve", "x")), Err(LedgerError::UnknownWallet { .. })));
     assert!(matches!(ledger.keys(Some("eve")), Err(LedgerError::UnknownWallet { .. })));
-    assert!(matches!(ledger.revoke_key("x"), Err(LedgerError::UnknownKey { .. })));
+    assert!(matches!(ledger.revoke_key("x", None), Err(LedgerError::UnknownKey { .. })));
     assert!(matches!(ledger.rotate_key("x", Duration::ZERO, None), Err(LedgerError::UnknownKey { .. })));
     assert_eq!(home.entries(), entries + 1, "the revocation alone");
 }
@@ -165,7 +166,7 @@ fn a_key_that_somebody_made_behind_the_ledger_is_found() {
         let (home, ledger) = home_with_ada();
         fund(&ledger, "bob", 1);
         ledger.create_key(NewKey::new("ada", "ci")).unwrap();
-        ledger.revoke_key("ci").unwrap();
+        ledger.revoke_key("ci", None).unwrap();
         verify(&ledger);
         home.sql().execute_batch(forgery).unwrap();
         assert!(!ledger.verify().unwrap().passed(), "{forgery}");
@@ -177,7 +178,7 @@ fn the_record_says_who_acted() {
     let (home, ledger) = home_with_ada();
     let admin = ledger.create_key(NewKey { role: Role::Admin, ..NewKey::new("ada", "root") }).unwrap().view;
     let key = ledger.acting_for(&admin).create_key(NewKey::new("ada", "ci")).unwrap().view;
-    ledger.revoke_key("ci").unwrap();
+    ledger.revoke_key("ci", None).unwrap();
     let sql = home.sql();
     let mut statement = sql.prepare("SELECT actor FROM record WHERE subject = ?1 ORDER BY entry").unwrap();
     let actors: Vec<Option<String>> =

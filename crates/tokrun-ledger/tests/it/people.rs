@@ -83,7 +83,8 @@ fn a_delegation_spends_no_more_than_it_has_and_its_rest_goes_back_to_the_grants_
     ledger.admit(admission("r1", "agent", 10)).unwrap();
     assert_eq!(debit(&ledger, first_debit("r1", 0, 5)).granted, 5);
     ledger.admit(admission("r2", "agent", 19)).unwrap();
-    let revoked = ledger.revoke("agent").unwrap();
+    let key = || Some("it is done".to_owned());
+    let revoked = ledger.revoke("agent", key()).unwrap();
     assert_eq!((revoked.balance, revoked.in_flight, revoked.delegation), (Credits::ZERO, credits(35), None));
     assert_eq!(revoked.closed, Some(at(home.now_us())));
     assert_eq!(balance(&ledger, "ada"), credits(85));
@@ -100,7 +101,8 @@ fn a_delegation_spends_no_more_than_it_has_and_its_rest_goes_back_to_the_grants_
     assert_eq!(remaining, [credits(9), credits(100)], "11 of the one that expires soon were spent");
 
     let entries = home.entries();
-    assert_eq!(ledger.revoke("agent").unwrap().closed, revoked.closed);
+    assert_eq!(ledger.revoke("agent", None).unwrap().closed, revoked.closed);
+    assert_eq!(ledger.revoke("agent", key()).unwrap().closed, revoked.closed);
     assert_eq!(home.entries(), entries, "again, it changes nothing");
     for refused in [
         ledger.admit(admission("r3", "agent", 1)).map(drop),
@@ -152,8 +154,8 @@ fn who_delegates_what_cannot_be_delegates_nothing() {
     assert!(matches!(too_much, Err(LedgerError::Exhausted { .. })), "{too_much:?}");
     assert!(matches!(ledger.wallet("agent"), Err(LedgerError::UnknownWallet { .. })), "not even the wallet is there");
     assert!(matches!(ledger.delegate(Delegate::new("ada", "ada", credits(1))), Err(LedgerError::WalletExists { .. })));
-    assert!(matches!(ledger.revoke("ada"), Err(LedgerError::InvalidWallet { .. })));
-    assert!(matches!(ledger.revoke("eve"), Err(LedgerError::UnknownWallet { .. })));
+    assert!(matches!(ledger.revoke("ada", None), Err(LedgerError::InvalidWallet { .. })));
+    assert!(matches!(ledger.revoke("eve", None), Err(LedgerError::UnknownWallet { .. })));
     assert_eq!(home.entries(), entries);
     ledger.delegate(Delegate::new("ada", "agent", credits(5))).unwrap();
     let nested = ledger.delegate(Delegate::new("agent", "sub", credits(1)));

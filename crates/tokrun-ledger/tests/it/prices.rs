@@ -54,10 +54,13 @@ fn the_ledgers_price_goes_before_the_one_that_a_request_brings() {
     assert_eq!(ledger.prices(None).unwrap().len(), 3);
     assert!(ledger.prices(Some(at(0))).unwrap().is_empty());
 
-    ledger.remove_price(&free.id).unwrap();
-    assert!(matches!(ledger.remove_price(&free.id), Err(LedgerError::UnknownPrice { .. })));
+    let key = || Some("removal".to_owned());
+    ledger.remove_price(&free.id, key()).unwrap();
+    ledger.remove_price(&free.id, key()).unwrap();
+    assert!(matches!(ledger.remove_price(&set.id, key()), Err(LedgerError::IdempotencyConflict { .. })));
+    assert!(matches!(ledger.remove_price(&free.id, None), Err(LedgerError::UnknownPrice { .. })));
     assert_eq!(cost(&ledger, "r4"), Credits::from_micro(31));
-    ledger.remove_price(&set.id).unwrap();
+    ledger.remove_price(&set.id, None).unwrap();
     assert_eq!(cost(&ledger, "r5"), credits(15));
     verify(&ledger);
 }

@@ -81,7 +81,7 @@ fn it_ends_when_it_was_to_end_or_is_made_void() {
     assert_eq!(balance(&ledger, "ada"), Credits::ZERO);
     let weekly = ledger.grant_every(RecurringGrant::new("ada", credits(7), Period::Week)).unwrap();
     assert_eq!(ledger.wallet("ada").unwrap().recurring.len(), 1);
-    ledger.void(&weekly.id).unwrap();
+    ledger.void(&weekly.id, None).unwrap();
     home.pass(30 * DAY);
     let ada = ledger.wallet("ada").unwrap();
     assert_eq!((ada.recurring.len(), ada.grants.len()), (0, 5));
@@ -96,9 +96,12 @@ fn a_void_grant_is_gone_but_for_what_runs() {
     let later = GrantRequest { effective: Some(at(home.now_us() + 1_000_000)), ..GrantRequest::new("ada", credits(9)) };
     let pending = ledger.grant(later).unwrap();
     ledger.admit(admission("r1", "ada", 9)).unwrap();
-    assert_eq!(ledger.void(&grant.id).unwrap().balance, Credits::ZERO);
-    ledger.void(&pending.id).unwrap();
-    ledger.void(&grant.id).unwrap();
+    assert_eq!(ledger.void(&grant.id, None).unwrap().balance, Credits::ZERO);
+    ledger.void(&pending.id, Some("mistake".into())).unwrap();
+    ledger.void(&pending.id, Some("mistake".into())).unwrap();
+    let other = ledger.void(&grant.id, Some("mistake".into()));
+    assert!(matches!(other, Err(LedgerError::IdempotencyConflict { .. })), "{other:?}");
+    ledger.void(&grant.id, None).unwrap();
     home.pass(2);
     let first = debit(&ledger, first_debit("r1", 9, 5));
     assert_eq!(first.granted, 1, "the hold covers one");
@@ -106,13 +109,13 @@ fn a_void_grant_is_gone_but_for_what_runs() {
     ledger.admit(admission("r2", "ada", 0)).unwrap_err();
     assert!(ledger.wallet("ada").unwrap().grants.iter().all(|grant| grant.state == GrantState::Void));
     assert_eq!(ledger.statement("ada", None, None).unwrap().closing, Credits::ZERO);
-    assert!(matches!(ledger.void("nothing"), Err(LedgerError::UnknownGrant { .. })));
+    assert!(matches!(ledger.void("nothing", None), Err(LedgerError::UnknownGrant { .. })));
     verify(&ledger);
 
     // What was only held of a void grant comes back to nobody.
     let grant = ledger.grant(GrantRequest::new("ada", credits(50))).unwrap();
     ledger.admit(admission("r3", "ada", 9)).unwrap();
-    ledger.void(&grant.id).unwrap();
+    ledger.void(&grant.id, None).unwrap();
     settle(&ledger, "r3", FinishReason::Cancelled).unwrap();
     assert_eq!(balance(&ledger, "ada"), Credits::ZERO);
     verify(&ledger);

@@ -77,7 +77,7 @@ fn act(home: &Home, ledger: &Ledger, rng: &mut Rng, id: &str) {
         2 => {
             let grants = ledger.wallet(wallet).unwrap().grants;
             if let Some(grant) = grants.get(rng.usize(..grants.len().max(1))) {
-                ledger.void(&grant.id).ok();
+                ledger.void(&grant.id, None).ok();
             }
         }
         _ => {

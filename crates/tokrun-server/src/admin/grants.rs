@@ -157,7 +157,10 @@ pub(super) async fn void(admin: Admin, Path(id): Path<String>) -> Response {
         .answer(move |admin| {
             let ledger = admin.ledger();
             fund_of(admin, ledger.wallet_of_grant(&id))?;
-            ledger.void(&id).map(|wallet| json::wallet(&wallet)).map_err(|error| refusal(&error))
+            ledger
+                .void(&id, admin.idempotency_key())
+                .map(|wallet| json::wallet(&wallet))
+                .map_err(|error| refusal(&error))
         })
         .await
 }

@@ -133,7 +133,11 @@ pub(super) async fn revoke(admin: Admin, Path(id): Path<String>) -> Response {
     admin
         .answer(move |admin| {
             let key = find(admin, &id, Action::RenewKey)?;
-            admin.ledger().revoke_key(&key.id).map(|key| json::key(&key)).map_err(|error| refusal(&error))
+            admin
+                .ledger()
+                .revoke_key(&key.id, admin.idempotency_key())
+                .map(|key| json::key(&key))
+                .map_err(|error| refusal(&error))
         })
         .await
 }

@@ -178,7 +178,10 @@ pub(super) async fn revoke(admin: Admin, Path(name): Path<String>) -> Response {
             let ledger = admin.ledger();
             let delegation = ledger.wallet(&name).ok().and_then(|wallet| wallet.delegation);
             admin.require_of(Action::Give, delegation.as_ref().map_or(&name, |delegation| &delegation.from))?;
-            ledger.revoke(&name).map(|wallet| json::wallet(&wallet)).map_err(|error| refusal(&error))
+            ledger
+                .revoke(&name, admin.idempotency_key())
+                .map(|wallet| json::wallet(&wallet))
+                .map_err(|error| refusal(&error))
         })
         .await
 }

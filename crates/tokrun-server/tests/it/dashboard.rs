@@ -165,7 +165,7 @@ fn sessions_act_for_their_key_as_long_as_it_is_good() {
     service.with_key(&by_link, "DELETE", "/dashboard/session", None).ok();
     assert_eq!(service.with_key(&by_link, "GET", "/dashboard/now", None).status, 401);
     see(&service, &by_key, "/dashboard/now");
-    service.ledger.revoke_key("laptop").expect("it can be revoked");
+    service.ledger.revoke_key("laptop", None).expect("it can be revoked");
     assert_eq!(service.with_key(&by_key, "GET", "/dashboard/now", None).status, 401, "its key is revoked");
 }
 

@@ -50,7 +50,7 @@ fn a_key_spends_its_own_wallet() {
 fn what_is_no_key_any_more_is_told_like_what_never_was_one() {
     let service = service();
     let revoked = key(&service, NewKey::new("bob", "lost"));
-    service.ledger.revoke_key("lost").expect("it can be revoked");
+    service.ledger.revoke_key("lost", None).expect("it can be revoked");
     let never = format!("tkr-{}", "a".repeat(60));
     let replies: Vec<Reply> = [revoked.as_str(), &never, "sk-123"].iter().map(|secret| ask(&service, secret)).collect();
     for reply in &replies {
