@@ -99,6 +99,7 @@ mod tests {
             block.resize(WeightType::FP8.block_bytes(), 0);
             dequantise(WeightType::FP8, &block, &mut values);
         }
+        values.truncate(codes.len());
         values
     }
 
