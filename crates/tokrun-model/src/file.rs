@@ -44,6 +44,21 @@ pub struct Assets {
     pub end_token_ids: Vec<TokenId>,
 }
 
+impl Assets {
+    /// A tokenizer alone: no template, and no token is known to end an answer.
+    pub fn of(tokenizer: TokenizerSource) -> Self {
+        Self {
+            tokenizer,
+            chat_template: None,
+            bos_token: None,
+            eos_token: None,
+            pad_token: None,
+            unk_token: None,
+            end_token_ids: Vec::new(),
+        }
+    }
+}
+
 /// What a model is, read from its header alone.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
@@ -216,15 +231,7 @@ impl ModelFile {
     pub fn synthetic(shape: &str, weight_type: WeightType) -> Result<Self, ModelError> {
         let model = Synthetic::new(shape, weight_type)?;
         let info = model.info(shape)?;
-        let assets = Assets {
-            tokenizer: TokenizerSource::Gguf(Arc::new(synthetic::tokenizer(info.vocab_size))),
-            chat_template: None,
-            bos_token: None,
-            eos_token: None,
-            pad_token: None,
-            unk_token: None,
-            end_token_ids: Vec::new(),
-        };
+        let assets = Assets::of(TokenizerSource::Gguf(Arc::new(synthetic::tokenizer(info.vocab_size))));
         let path = PathBuf::from(format!("synthetic:{shape}:{}", weight_type.name()));
         Ok(Self { path, info, assets, source: Source::Synthetic(model) })
     }

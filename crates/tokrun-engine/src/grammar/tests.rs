@@ -17,15 +17,7 @@ fn bytes() -> Arc<Tokenizer> {
 }
 
 fn tokenizer(path: PathBuf) -> Arc<Tokenizer> {
-    let assets = Assets {
-        tokenizer: TokenizerSource::Json(path),
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        pad_token: None,
-        unk_token: None,
-        end_token_ids: Vec::new(),
-    };
+    let assets = Assets::of(TokenizerSource::Json(path));
     Arc::new(Tokenizer::from_assets(&assets).expect("the fixture is a tokenizer"))
 }
 

@@ -68,15 +68,7 @@ fn every_template_renders_as_transformers_renders_it() {
 
 #[test]
 fn a_model_without_a_template_names_the_remedy() {
-    let mut assets = Assets {
-        tokenizer: TokenizerSource::Json(PathBuf::new()),
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        pad_token: None,
-        unk_token: None,
-        end_token_ids: Vec::new(),
-    };
+    let mut assets = Assets::of(TokenizerSource::Json(PathBuf::new()));
     let error = ChatTemplate::compile(&assets).expect_err("there is none");
     assert!(matches!(error, EngineError::NoChatTemplate) && error.to_string().contains("--raw"), "{error}");
     assets.chat_template = Some("{{ bos_token is defined }}{{ bos_token }}".to_owned());

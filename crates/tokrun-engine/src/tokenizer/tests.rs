@@ -19,15 +19,7 @@ fn fixture<T: DeserializeOwned>(name: &str) -> T {
 }
 
 fn assets(tokenizer: TokenizerSource) -> Assets {
-    Assets {
-        tokenizer,
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        pad_token: None,
-        unk_token: None,
-        end_token_ids: Vec::new(),
-    }
+    Assets::of(tokenizer)
 }
 
 fn from_gguf(keys: &[(&str, Value)]) -> Result<Tokenizer, EngineError> {

@@ -142,13 +142,8 @@ proptest! {
 
 fn template(source: &str) -> ChatTemplate {
     let assets = Assets {
-        tokenizer: TokenizerSource::Json(std::path::PathBuf::new()),
         chat_template: Some(source.to_owned()),
-        bos_token: None,
-        eos_token: None,
-        pad_token: None,
-        unk_token: None,
-        end_token_ids: Vec::new(),
+        ..Assets::of(TokenizerSource::Json(std::path::PathBuf::new()))
     };
     ChatTemplate::compile(&assets).expect("it is well formed")
 }
@@ -262,15 +257,7 @@ fn tokenizer(special: Option<&str>) -> Tokenizer {
     let folder = tempfile::tempdir().expect("a temporary directory can be made");
     let file = folder.path().join("tokenizer.json");
     std::fs::write(&file, json.to_string()).expect("it can be written");
-    let assets = Assets {
-        tokenizer: TokenizerSource::Json(file),
-        chat_template: None,
-        bos_token: None,
-        eos_token: None,
-        pad_token: None,
-        unk_token: None,
-        end_token_ids: Vec::new(),
-    };
+    let assets = Assets::of(TokenizerSource::Json(file));
     Tokenizer::from_assets(&assets).expect("it can be read")
 }
 
