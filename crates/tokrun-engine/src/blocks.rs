@@ -8,6 +8,7 @@
 //! longest ago first. A chain is let go from its end, so a block is never taken back before those that follow it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use tokrun_model::{BlockId, Paging, TokenId};
 
@@ -33,7 +34,8 @@ pub(crate) struct Blocks {
 /// The blocks of one sequence, in order; the first ones may be shared.
 #[derive(Debug)]
 pub(crate) struct Chain {
-    blocks: Vec<BlockId>,
+    /// Shared with the steps that are planned; these see it as it was.
+    blocks: Arc<Vec<BlockId>>,
     /// So many of them are published.
     published: usize,
     /// What the next one to be published follows.
@@ -87,7 +89,7 @@ impl Blocks {
     /// A chain for `tokens`, with what is published of it in place and room for the rest; `None` when fewer than
     /// `reserve` blocks would be left for others. The last token is never found: its logits must be computed.
     pub(crate) fn begin(&mut self, salt: u64, tokens: &[TokenId], reserve: usize) -> Option<Chain> {
-        let mut chain = Chain { blocks: Vec::new(), published: 0, tip: Before::Nothing { salt } };
+        let mut chain = Chain { blocks: Arc::default(), published: 0, tip: Before::Nothing { salt } };
         self.adopt(&mut chain, tokens);
         let fits = self.missing(&chain, tokens.len()) + reserve <= self.available();
         if fits && self.grow(&mut chain, tokens.len()) {
@@ -113,7 +115,7 @@ impl Blocks {
         }
         for _ in 0..missing {
             let block = self.take().expect("so many are available");
-            chain.blocks.push(block);
+            Arc::make_mut(&mut chain.blocks).push(block);
         }
         true
     }
@@ -138,7 +140,7 @@ impl Blocks {
 
     /// Lets go of a chain, from its end.
     pub(crate) fn release(&mut self, chain: Chain) {
-        chain.blocks.into_iter().rev().for_each(|block| self.let_go(block));
+        chain.blocks.iter().rev().for_each(|block| self.let_go(*block));
     }
 
     /// Tokens at the beginning of a chain that are published, and so computed.
@@ -161,7 +163,8 @@ impl Blocks {
         self.idle.len()
     }
 
-    fn missing(&self, chain: &Chain, tokens: usize) -> usize {
+    /// Blocks that a chain lacks for `tokens` tokens in all.
+    pub(crate) fn missing(&self, chain: &Chain, tokens: usize) -> usize {
         tokens.div_ceil(self.block_tokens).saturating_sub(chain.blocks.len())
     }
 
@@ -178,12 +181,13 @@ impl Blocks {
         }
         *holders += 1;
         let number = publication.as_ref().expect("it was found as published").number;
-        match chain.blocks.get_mut(chain.published) {
+        let blocks = Arc::make_mut(&mut chain.blocks);
+        match blocks.get_mut(chain.published) {
             Some(own) => {
                 let own = std::mem::replace(own, block);
                 self.let_go(own);
             }
-            None => chain.blocks.push(block),
+            None => blocks.push(block),
         }
         chain.tip = Before::Block { number };
         chain.published += 1;
@@ -222,7 +226,12 @@ impl Blocks {
 }
 
 impl Chain {
-    /// The blocks in order.
+    /// The blocks in order, as they are now.
+    pub(crate) fn share(&self) -> Arc<Vec<BlockId>> {
+        Arc::clone(&self.blocks)
+    }
+
+    #[cfg(test)]
     pub(crate) fn blocks(&self) -> &[BlockId] {
         &self.blocks
     }

@@ -18,6 +18,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tokrun_model::{BlockId, Paging, TokenId};
 
@@ -87,9 +88,16 @@ pub(crate) struct Work {
     /// So many of `tokens`, at their end, are guesses.
     pub(crate) guesses: usize,
     /// Where the request lies in a paged cache.
-    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) blocks: Arc<Vec<BlockId>>,
     /// The next token is to be sampled after the last token that is no guess, and after each guess that came true.
     pub(crate) samples: bool,
+}
+
+impl Work {
+    /// Rows of logits that it samples from.
+    pub(crate) fn rows(&self) -> usize {
+        if self.samples { 1 + self.guesses } else { 0 }
+    }
 }
 
 /// What a sampled token led to.
@@ -261,6 +269,9 @@ impl Scheduler {
 
     /// Whose turn it is. What a tenant's running requests are still to be fed counts as served already.
     fn next_waiting(&self) -> Option<usize> {
+        if self.waiting.is_empty() {
+            return None;
+        }
         let mut promised: BTreeMap<TenantId, u64> = BTreeMap::new();
         for sequence in &self.running {
             *promised.entry(sequence.job.tenant).or_default() += sequence.pending() as u64;
@@ -336,14 +347,19 @@ impl Scheduler {
 
     /// Gives those that generate the blocks for their next token, in their order, and preempts from its end.
     fn make_room(&mut self, preempted: &mut Vec<RequestId>) {
-        let mut order: Vec<_> = self.running.iter().map(|s| (self.rank(s), s.job.request_id)).collect();
+        let lacks_blocks = |sequence: &Sequence| {
+            let stalls = sequence.window_left(self.limits.window_tokens) == 0 || sequence.is_complete();
+            let (Some(blocks), Some(chain)) = (&self.blocks, &sequence.chain) else { return false };
+            !stalls && blocks.missing(chain, sequence.length()) > 0
+        };
+        let lacking = self.running.iter().filter(|sequence| lacks_blocks(sequence));
+        let mut order: Vec<_> = lacking.map(|s| (self.rank(s), s.job.request_id)).collect();
         order.sort_unstable();
         for (_, request_id) in order {
             while let Some(sequence) = self.running.iter_mut().find(|s| s.job.request_id == request_id) {
-                let stalls = sequence.window_left(self.limits.window_tokens) == 0 || sequence.is_complete();
                 let length = sequence.length();
                 let (Some(blocks), Some(chain)) = (&mut self.blocks, &mut sequence.chain) else { break };
-                if stalls || blocks.grow(chain, length) {
+                if blocks.grow(chain, length) {
                     break;
                 }
                 let victim = self.last_in_rank(|_| true).expect("it runs itself");
@@ -355,7 +371,7 @@ impl Scheduler {
     /// Deals out the tokens of one step.
     fn hand_out(&mut self) -> Vec<Work> {
         let mut order: Vec<usize> = (0..self.running.len()).collect();
-        order.sort_by_key(|index| {
+        order.sort_by_cached_key(|index| {
             let sequence = &self.running[*index];
             let (decodes, passed_over) = (sequence.decodes(), sequence.passed_over);
             let was_forgotten = passed_over >= self.limits.sequences_max;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokrun_model::sampling::Draw;
 use tokrun_model::{Drawing, Executor, Extend, ModelError, Outcome, Place, SequenceHandle, TokenId, Wanted};
 
 use super::energy::{Share, Steps};
@@ -211,8 +210,12 @@ impl Core {
     /// Submits a step, and collects those before that it is too far ahead of.
     fn submit(&mut self, work: Vec<Work>, ahead: usize, report: &mut Vec<SequenceStep>) {
         match self.begin(&work) {
-            Ok(submitted) => {
-                self.under_way.push_back(submitted);
+            Ok(()) => {
+                let submitted = work.into_iter().map(|work| {
+                    let is_plain = self.requests[&work.request_id].is_plain();
+                    Submitted::new(work, is_plain)
+                });
+                self.under_way.push_back(submitted.collect());
                 if self.under_way.len() > ahead {
                     self.collect(report);
                 }
@@ -225,16 +228,17 @@ impl Core {
         }
     }
 
-    fn begin(&mut self, plan: &[Work]) -> Result<Vec<Submitted>, ModelError> {
+    fn begin(&mut self, plan: &[Work]) -> Result<(), ModelError> {
         let Self { executor, vocab_size, requests, under_way, .. } = self;
-        let request = |work: &Work| requests.get(&work.request_id).expect("the scheduler plans live requests only");
-        let draws = |work: &Work| -> Vec<Draw> {
-            let drawn = work.samples && request(work).is_plain();
-            let rows = if drawn { 1 + work.guesses } else { 0 };
+        let planned: Vec<&Request> = plan.iter().map(|work| &requests[&work.request_id]).collect();
+        // All of them in one row, which each work has a piece of.
+        let (mut draws, mut ends) = (Vec::with_capacity(plan.len()), Vec::with_capacity(plan.len()));
+        for (work, request) in plan.iter().zip(&planned) {
+            let rows = if request.is_plain() { work.rows() } else { 0 };
             let first = usize::from(work.to_come);
-            (first..first + rows).map(|ahead| request(work).sampler.plain_draw(*vocab_size, ahead)).collect()
-        };
-        let draws: Vec<Vec<Draw>> = plan.iter().map(draws).collect();
+            draws.extend((first..first + rows).map(|ahead| request.sampler.plain_draw(*vocab_size, ahead)));
+            ends.push(draws.len());
+        }
         // Where in the step before its token is drawn.
         let mut drawn = BTreeMap::new();
         let mut index = 0;
@@ -243,17 +247,14 @@ impl Core {
             index += submitted.draws;
         }
         let mut batch = Vec::with_capacity(plan.len());
-        for (work, draws) in plan.iter().zip(&draws) {
-            let sequence = request(work).sequence.expect("a planned request has been started");
+        let mut first = 0;
+        for ((work, request), end) in plan.iter().zip(planned).zip(ends) {
+            let sequence = request.sequence.expect("a planned request has been started");
             let follows = work.to_come.then(|| drawn[&work.request_id]);
-            batch.push(Drawing { extend: extend(work, sequence), follows, draws });
+            batch.push(Drawing { extend: extend(work, sequence), follows, draws: &draws[first..end] });
+            first = end;
         }
-        executor.submit(&batch)?;
-        let submitted = |(work, part): (&Work, &Drawing<'_>)| {
-            let (draws, given) = (part.draws.len(), part.rows_given());
-            Submitted { work: work.clone(), draws, given, live: true }
-        };
-        Ok(plan.iter().zip(&batch).map(submitted).collect())
+        executor.submit(&batch)
     }
 
     fn collect_all(&mut self, report: &mut Vec<SequenceStep>) {
@@ -283,19 +284,12 @@ impl Core {
         let Self { executor, scheduler, vocab_size, requests, .. } = self;
         let sequence = |work: &Work| requests[&work.request_id].sequence.expect("a planned request has been started");
         let batch: Vec<Extend<'_>> = work.iter().map(|work| extend(work, sequence(work))).collect();
-        let given = |(work, extend): (&Work, &Extend<'_>)| Submitted {
-            work: work.clone(),
-            draws: 0,
-            given: extend.rows(),
-            live: true,
-        };
-        let step: Vec<Submitted> = work.iter().zip(&batch).map(given).collect();
-        match executor.extend(&batch) {
-            Ok(logits) => {
-                take(&step, Outcome { drawn: Vec::new(), logits }, *vocab_size, requests, scheduler, report);
-            }
+        let logits = match executor.extend(&batch) {
+            Ok(logits) => logits,
             Err(error) => return self.fail(work.iter().map(|work| work.request_id), &error, report),
-        }
+        };
+        let step: Vec<Submitted> = work.into_iter().map(|work| Submitted::new(work, false)).collect();
+        take(&step, Outcome { drawn: Vec::new(), logits }, *vocab_size, requests, scheduler, report);
         self.account(&step, report, first_new);
     }
 
@@ -380,6 +374,15 @@ impl Core {
             drafted_tokens: totals.drafted_tokens,
             accepted_tokens: totals.accepted_tokens,
         }
+    }
+}
+
+impl Submitted {
+    /// What was submitted for a request; the device draws for those that are plain.
+    fn new(work: Work, is_plain: bool) -> Self {
+        let rows = work.rows();
+        let (draws, given) = if is_plain { (rows, 0) } else { (0, rows) };
+        Self { work, draws, given, live: true }
     }
 }
 
@@ -478,16 +481,18 @@ fn take(
     scheduler.computed(step.iter().filter(|submitted| submitted.live).map(|submitted| &submitted.work));
     let (mut drawn, mut row) = (outcome.drawn.into_iter(), 0);
     for Submitted { work, draws, given, live } in step {
-        let tokens: Vec<_> = drawn.by_ref().take(*draws).collect();
+        let mut tokens = drawn.by_ref().take(*draws).map(|token| token.map_err(EngineError::from));
         let rows = (row..row + given).map(|row| outcome.logits.row(row));
         row += given;
-        let Some(request) = requests.get_mut(&work.request_id).filter(|_| *live) else { continue };
-        if *given > 0 {
-            request.sample(work.request_id, rows, vocab_size, scheduler, at, report);
-        } else {
-            let tokens = tokens.into_iter().map(|token| token.map_err(EngineError::from));
-            request.take(work.request_id, tokens, scheduler, at, report);
+        if let Some(request) = requests.get_mut(&work.request_id).filter(|_| *live) {
+            if *given > 0 {
+                request.sample(work.request_id, rows, vocab_size, scheduler, at, report);
+            } else {
+                request.take(work.request_id, &mut tokens, scheduler, at, report);
+            }
         }
+        // Those past the end of the answer.
+        tokens.for_each(drop);
     }
 }
 

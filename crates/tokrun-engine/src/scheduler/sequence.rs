@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use tokrun_model::TokenId;
 
@@ -167,7 +168,7 @@ impl Sequence {
             tokens,
             to_come,
             guesses: guesses.len(),
-            blocks: self.chain.as_ref().map_or_else(Vec::new, |chain| chain.blocks().to_vec()),
+            blocks: self.chain.as_ref().map_or_else(Arc::default, Chain::share),
             samples,
         }
     }

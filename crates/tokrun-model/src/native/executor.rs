@@ -333,9 +333,9 @@ impl<'a> Pieces<'a> {
     /// Fills `step` with what comes next and `wanted` with the rows whose logits are; whether there was anything.
     fn fill(&mut self, step: &mut Step, wanted: &mut WantedRows) -> bool {
         step.tokens.clear();
-        step.spans.clear();
         wanted.drawn.clear();
         wanted.given.clear();
+        let mut spans = 0;
         while let Some(Drawing { extend, draws, .. }) = self.batch.get(self.part) {
             let first = step.tokens.len();
             let logits_left = self.room.logits - wanted.len();
@@ -348,7 +348,15 @@ impl<'a> Pieces<'a> {
             let start = extend.place.start + self.done;
             let blocks = (start + count).div_ceil(KV_BLOCK_TOKENS);
             step.tokens.extend_from_slice(&extend.tokens[self.done..self.done + count]);
-            step.spans.push(Span { rows: first..first + count, start, blocks: extend.place.blocks[..blocks].to_vec() });
+            // The memory for their blocks is used again from step to step.
+            if spans == step.spans.len() {
+                step.spans.push(Span { rows: 0..0, start: 0, blocks: Vec::new() });
+            }
+            let span = &mut step.spans[spans];
+            (span.rows, span.start) = (first..first + count, start);
+            span.blocks.clear();
+            span.blocks.extend_from_slice(&extend.place.blocks[..blocks]);
+            spans += 1;
             self.done += count;
             let ends = self.done == extend.tokens.len();
             let rows = if draws.is_empty() { &mut wanted.given } else { &mut wanted.drawn };
@@ -362,6 +370,7 @@ impl<'a> Pieces<'a> {
                 self.done = 0;
             }
         }
+        step.spans.truncate(spans);
         !step.tokens.is_empty()
     }
 }
