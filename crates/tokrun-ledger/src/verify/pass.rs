@@ -210,6 +210,9 @@ impl<'a> Pass<'a> {
             }
             let (line, account, allowance, amount) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
             self.outcome.indexed[1].add(self.secret, &Key::Numbers([account, of, line]));
+            if amount == 0 {
+                self.outcome.found.postings.add(Some(of), "a posting of it moves nothing");
+            }
             if of != entry || !self.take_line(account, allowance, amount) {
                 let what = "a posting of it belongs to no entry, or to another wallet's grant";
                 self.outcome.found.postings.add(Some(of), what);
@@ -321,6 +324,9 @@ impl<'a> Pass<'a> {
         if cost != Some(Credits::from_micro(debited)) {
             log.add(of, format!("the tokens of request {id} do not cost what was debited"));
         }
+        if !is_countable(row)? {
+            log.add(of, format!("the tokens of request {id} cannot be counted so"));
+        }
         if !LatencyHistogram::is_readable(row[ITL].as_blob().unwrap_or_default()) {
             log.add(of, format!("the latencies of request {id} are unreadable"));
         }
@@ -348,6 +354,17 @@ impl<'a> Pass<'a> {
         self.outcome.indexed[3].add(self.secret, &Key::Numbers([integer(row[ENDED])?, seq, 0]));
         Ok(())
     }
+}
+
+/// Whether nothing in a row of the log is negative, or more than what it is a part of.
+fn is_countable(row: &[ValueRef<'_>]) -> rusqlite::Result<bool> {
+    let parts = [(CACHED_TOKENS, PROMPT_TOKENS), (REASONING_TOKENS, OUTPUT_TOKENS)];
+    for (part, whole) in parts {
+        if !(0..=integer(row[whole])?).contains(&integer(row[part])?) {
+            return Ok(false);
+        }
+    }
+    Ok(integer(row[DEBITED])? >= 0)
 }
 
 /// What a row of the log says that it cost.

@@ -109,6 +109,7 @@ fn many_threads_find_what_one_does() {
         "UPDATE request_log SET entry = NULL WHERE entry = 17",
         "UPDATE request_log SET entry = 40 - entry WHERE entry IS NOT NULL",
         "UPDATE request_log SET seq = 900 - seq",
+        "UPDATE request_log SET cached_tokens = -1 WHERE entry IS NULL",
         "UPDATE request_log SET entry = 11 WHERE entry = 12",
         "DELETE FROM request_log WHERE entry > 20",
         "UPDATE reversal SET amount = amount + 1",
