@@ -31,6 +31,9 @@ impl From<Status> for ExitCode {
     }
 }
 
+/// The code of a failure for want of memory.
+pub(crate) const OUT_OF_MEMORY: &str = "out_of_memory";
+
 /// A failure: what happened, and what to do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -101,6 +104,11 @@ impl Failure {
         &self.message
     }
 
+    /// Whether there was not enough memory.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.code == OUT_OF_MEMORY
+    }
+
     /// What to do about it.
     pub(crate) fn remedy(&self) -> Option<&str> {
         self.hint.as_deref()
@@ -135,7 +143,7 @@ always! {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         match &error {
-            ModelError::DoesNotFit { .. } => Self::with_remedy(Status::Failed, "out_of_memory", &error),
+            ModelError::DoesNotFit { .. } => Self::with_remedy(Status::Failed, OUT_OF_MEMORY, &error),
             ModelError::Weights(KernelError::Cuda(_)) => Self::of(Status::Failed, "cuda", &error)
                 .hint("use --device cpu; `tokrun doctor` shows what this machine has"),
             _ => Self::of(Status::Failed, "bad_model", &error),

@@ -11,7 +11,7 @@ use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, WeightType};
+use tokrun_model::{BackendChoice, LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, Processor, WeightType};
 use tokrun_runtime::{Meter, Runtime, TextModel};
 
 use crate::args::{Backend, Device, Devices, EngineArgs};
@@ -131,6 +131,57 @@ pub(crate) fn credits(amount: &Decimal) -> Result<Credits, Failure> {
         Failure::new(Status::Failed, "bad_catalogue", format!("the amount `{}`: {error}", amount.as_str()))
             .hint("correct it in models.toml")
     })
+}
+
+/// What loading a model on one device takes, decided before.
+pub(crate) struct Planned {
+    /// `cpu`, `cuda:0`.
+    pub(crate) device: String,
+    /// All that it takes of the device.
+    pub(crate) bytes: u64,
+    /// Of the device, free now.
+    pub(crate) free_bytes: u64,
+    /// The longest sequence, in tokens.
+    pub(crate) context_tokens: usize,
+    /// How to load it just so, whatever is loaded beside it by then.
+    pub(crate) options: LoadOptions,
+}
+
+/// Decides it, from the model's header alone.
+pub(crate) fn plan(found: &Found, options: &LoadOptions) -> Result<Planned, Failure> {
+    let file = found.open()?;
+    let is_native = options.backend != BackendChoice::Candle;
+    match if is_native { file.plan(options) } else { Err(ModelError::Unsupported { reason: String::new() }) } {
+        Ok(plan) => {
+            let card = plan.device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+            Ok(Planned {
+                bytes: plan.taken_bytes(),
+                free_bytes: plan.free_bytes,
+                context_tokens: plan.context_tokens,
+                options: LoadOptions {
+                    processor: card.map_or(options.processor, Processor::Cuda),
+                    kv_cache_bytes: Some(plan.kv_cache_bytes),
+                    ..options.clone()
+                },
+                device: plan.device,
+            })
+        }
+        // candle computes it on the CPU, and its caches grow as they are filled.
+        Err(ModelError::Unsupported { .. }) if options.backend != BackendChoice::Native => {
+            let info = file.info();
+            let context_tokens = options.context_tokens.unwrap_or(usize::MAX).min(info.context_tokens);
+            let tokens = (context_tokens as u64).saturating_mul(options.sequences_max.unwrap_or(1) as u64);
+            let candle = LoadOptions { backend: BackendChoice::Candle, ..options.clone() };
+            Ok(Planned {
+                device: "cpu".to_owned(),
+                bytes: file.resident_bytes(&candle).saturating_add(info.kv_bytes_per_token.saturating_mul(tokens)),
+                free_bytes: u64::MAX,
+                context_tokens,
+                options: options.clone(),
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A running model.

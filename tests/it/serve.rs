@@ -1,11 +1,14 @@
 //! `tokrun serve` as a process: what it says, what it refuses, and how it ends. What it answers is tested in its crate.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Home, text, tiny_model};
+use crate::support::{Home, copy_directory, default_model, text, tiny_model};
 
 /// A server that listens.
 pub(crate) struct Served {
@@ -43,6 +46,12 @@ impl Served {
         let mut request = json!({ "model": model, "messages": [{ "role": "user", "content": "The light" }] });
         request.as_object_mut().expect("it is one").extend(extra.as_object().expect("it is one").clone());
         let response = ureq::post(format!("{}/v1/chat/completions", self.url)).send(request.to_string().as_bytes());
+        let text = response.expect("it answers").body_mut().read_to_string().expect("it can be read");
+        serde_json::from_str(&text).expect("it is JSON")
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let response = ureq::get(format!("{}{path}", self.url)).call();
         let text = response.expect("it answers").body_mut().read_to_string().expect("it can be read");
         serde_json::from_str(&text).expect("it is JSON")
     }
@@ -97,6 +106,97 @@ fn cuda_cards_have_an_engine_each() {
     let requests = text(&home.run(&["ledger", "export", "--format", "focus"]).stdout);
     // A line for what came in and one for what went out.
     assert_eq!((requests.matches("cuda:0").count(), requests.matches("cuda:1").count()), (2, 2), "{requests}");
+}
+
+/// Copies of the tiny model under other names.
+fn models(home: &Home, names: &[&str]) -> Vec<String> {
+    let copy = |name: &&str| {
+        let place = home.path().join(name);
+        copy_directory(Path::new(&tiny_model()), &place);
+        place.to_str().expect("UTF-8").to_owned()
+    };
+    names.iter().map(copy).collect()
+}
+
+/// What all of its models take is known before they are loaded: so much is one of them.
+fn bytes_of_one(served: &Served) -> u64 {
+    let models = served.get("/v1/models");
+    models["data"][0]["tokrun"]["memory_bytes"].as_u64().expect("a size")
+}
+
+#[test]
+fn models_are_loaded_when_they_are_wanted() {
+    let home = Home::new();
+    home.wallet("ada", 1000);
+    let places = models(&home, &["one", "two"]);
+    let small = ["--context", "64", "--max-running", "2", "--user", "ada"];
+    let all = [&small[..], &["--model", &places[0], "--model", &places[1]]].concat();
+    let served = Served::start(&home, &all);
+    let states = |served: &Served| -> Vec<Value> {
+        let models = served.get("/v1/models");
+        models["data"].as_array().expect("a list").iter().map(|model| model["tokrun"]["state"].clone()).collect()
+    };
+    assert_eq!(states(&served), ["loaded", "unloaded", "unloaded"]);
+    let answer = |served: &Served, model: &str| served.chat(model, &json!({ "max_tokens": 3, "ignore_eos": true }));
+    assert_eq!(answer(&served, "one")["usage"]["completion_tokens"], 3);
+    assert_eq!(states(&served), ["loaded", "loaded", "unloaded"], "there is no budget");
+    let bytes = bytes_of_one(&served);
+    assert_eq!(served.terminate().code(), Some(0));
+    // As many as fit two of them, but not three.
+    let budget = (5 * bytes / 2).to_string();
+    let served = Served::start(&home, &[&all[..], &["--memory-budget", &budget]].concat());
+    assert_eq!(bytes_of_one(&served), bytes);
+    for model in ["one", "two"] {
+        assert_eq!(answer(&served, model)["usage"]["completion_tokens"], 3, "{model}");
+    }
+    assert_eq!(states(&served), ["unloaded", "loaded", "loaded"]);
+    assert_eq!(served.terminate().code(), Some(0));
+    home.verify();
+    // What can never be is refused at once, and says what to do.
+    let tiny = tiny_model();
+    let serve = |arguments: &[&str]| {
+        let output = home.run(&[&["serve", "--port", "0", "--model", &tiny], &all[..], arguments].concat());
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let said = serve(&["--memory-budget", &(bytes / 2).to_string()]);
+    assert!(said.contains("hint: raise --memory-budget"), "{said}");
+    let said = serve(&["--preload", "--memory-budget", &budget]);
+    assert!(said.contains("all models together") && said.contains("hint: raise --memory-budget"), "{said}");
+}
+
+/// Bytes of its memory that are in use.
+fn resident_bytes(served: &Served) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", served.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the system tells it");
+    1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+}
+
+#[test]
+fn an_idle_model_gives_its_memory_back() {
+    let Some(model) = default_model() else { return };
+    let home = Home::new();
+    home.wallet("ada", 1000);
+    let arguments = ["serve", "--model", &model, "--user", "ada", "--keep-alive", "1s", "--port", "0"];
+    let served = Served::of(home.command(&arguments).args(["--output", "json"]));
+    let models = served.get("/v1/models");
+    let name = models["data"][0]["id"].as_str().expect("it has a name");
+    let ask =
+        || served.chat(name, &json!({ "max_tokens": 2, "ignore_eos": true }))["usage"]["completion_tokens"].clone();
+    assert_eq!(ask(), 2);
+    let loaded = resident_bytes(&served);
+    let begun = Instant::now();
+    while served.get("/v1/models")["data"][0]["tokrun"]["state"] != "unloaded" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it stays in memory");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let unloaded = resident_bytes(&served);
+    eprintln!("{} MB with the model, {} MB without", loaded >> 20, unloaded >> 20);
+    // Its weights are 98 MB.
+    assert!(loaded > unloaded + (90 << 20), "{loaded} bytes before, {unloaded} after");
+    assert_eq!(ask(), 2);
+    assert_eq!(served.terminate().code(), Some(0));
+    home.verify();
 }
 
 #[test]

@@ -130,6 +130,8 @@ pub struct LoadOptions {
     pub kv_cache_bytes: Option<u64>,
     /// Native: how the KV cache stores values; F16 where nothing is said, F32 where the weights are F32.
     pub kv_type: Option<KvType>,
+    /// Native: memory of the device that the model may take at most, all in all, bytes; what is free where nothing is said.
+    pub memory_bytes: Option<u64>,
     /// Native: rounds the projections of a model of 16-bit or 32-bit floats to 8-bit ones (e4m3) as they are loaded.
     pub fp8: bool,
     /// Native: results do not depend on what else is computed at the same time, to the bit, on CUDA devices too, where it
@@ -162,6 +164,13 @@ pub struct MemoryPlan {
     pub cache_tokens: usize,
     /// The longest sequence that fits, in tokens.
     pub context_tokens: usize,
+}
+
+impl MemoryPlan {
+    /// All that the model takes.
+    pub fn taken_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.workspace_bytes).saturating_add(self.kv_cache_bytes)
+    }
 }
 
 /// How far loading has come. Clones count together.

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::live::Entry;
 use crate::metrics::Observed;
-use crate::models::Model;
+use crate::models::Lease;
 
 /// Answers under way. Dropping them cancels what has not ended; what was paid until then is settled.
 pub(crate) struct Answers {
@@ -24,6 +24,8 @@ pub(crate) struct Answers {
     events: UnboundedReceiver<(usize, Event)>,
     open: usize,
     entry: Entry,
+    /// The model stays in memory.
+    _model: Lease,
     _places: OwnedSemaphorePermit,
 }
 
@@ -34,7 +36,7 @@ impl Answers {
     /// paid for the others is delivered.
     pub(crate) fn begin(
         app: &Arc<App>,
-        model: &Arc<Model>,
+        model: &Lease,
         places: OwnedSemaphorePermit,
         requests: Vec<GenerateRequest>,
     ) -> Result<Self, ApiError> {
@@ -58,7 +60,8 @@ impl Answers {
         }
         let entry = app.live.enter(running.iter().flatten().map(Running::canceller).collect());
         let taken_tokens = vec![0; open];
-        Ok(Self { running, taken_tokens, owes_acknowledgement: false, events, open, entry, _places: places })
+        let _model = model.clone();
+        Ok(Self { running, taken_tokens, owes_acknowledgement: false, events, open, entry, _model, _places: places })
     }
 
     /// The next event, and which of the answers it is of. Asking for it acknowledges what was taken before. `None` after the
@@ -129,13 +132,13 @@ impl Answers {
 
 fn begin_one(
     app: &Arc<App>,
-    model: &Arc<Model>,
+    model: &Lease,
     request: GenerateRequest,
     choice: usize,
     sender: &UnboundedSender<(usize, Event)>,
 ) -> Result<Running, RuntimeError> {
     let sender = sender.clone();
-    let observed = Observed::new(app, model, &request);
+    let observed = Observed::new(app, model.model(), &request);
     let (engine, mark) = model.idlest();
     let sink = move |event: Event| {
         // It goes with the request.

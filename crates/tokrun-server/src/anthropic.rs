@@ -13,7 +13,7 @@ use tokrun_runtime::{ChatMessage, Conversation, Grammar, Prompt, Tool, ToolChoic
 use crate::app::App;
 use crate::asked::Asked;
 use crate::auth::Caller;
-use crate::begin::{Sampling, Wanted, find_model};
+use crate::begin::{Sampling, Wanted, find_loaded};
 use crate::body::Payload;
 use crate::content::{Anything, Content};
 use crate::error::{ApiError, Dialect};
@@ -234,14 +234,18 @@ impl MessagesRequest {
 
 /// How many tokens a conversation has.
 pub(crate) async fn count_tokens(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
-    let counted = app.blocking(move |app| {
-        let request: MessagesRequest = payload.parse()?;
-        let model = find_model(app, &caller, &request.model)?;
-        let (prompt, ..) = request.prompt()?;
-        model.could_fit(&prompt)?;
-        let tokens = model.runtime().encode(&prompt).map_err(|error| ApiError::from(&error))?;
-        Ok(tokens.len())
-    });
+    let counted = async {
+        let (request, payload) = app.blocking(move |_| Ok((payload.parse::<MessagesRequest>()?, payload))).await?;
+        let model = find_loaded(&app, &caller, &request.model).await?;
+        let count = app.blocking(move |_| {
+            let _counted = payload;
+            let (prompt, ..) = request.prompt()?;
+            model.could_fit(&prompt)?;
+            let tokens = model.runtime().encode(&prompt).map_err(|error| ApiError::from(&error))?;
+            Ok(tokens.len())
+        });
+        count.await
+    };
     match counted.await {
         Ok(input_tokens) => ok(&json!({ "input_tokens": input_tokens })),
         Err(error) => error.response(Dialect::Anthropic),

@@ -1,5 +1,6 @@
 //! The server's state, and how it is started and ended.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::links::Links;
 use crate::listen;
 use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::models::{Models, ServedModel};
+use crate::models::{Models, Rules, ServedModel};
 use crate::sessions::Sessions;
 use crate::signals;
 use crate::tls::Tls;
@@ -46,6 +47,11 @@ pub struct ServerOptions {
     pub metrics_users: usize,
     /// Speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// What the models may take of each device together, bytes: one that is not in memory waits until there is room for it.
+    /// Of a device that is not named they take what they need.
+    pub memory_budget_bytes: BTreeMap<String, u64>,
+    /// A model that nobody has used for so long is taken out of memory.
+    pub keep_alive: Option<Duration>,
     /// How long requests may go on when the server is to end; what then still runs is cancelled and settled.
     pub drain: Duration,
 }
@@ -64,6 +70,8 @@ impl Default for ServerOptions {
             stall_timeout: Duration::from_secs(120),
             metrics_users: 0,
             tls: None,
+            memory_budget_bytes: BTreeMap::new(),
+            keep_alive: None,
             drain: Duration::from_secs(30),
         }
     }
@@ -115,6 +123,7 @@ impl App {
 
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.models.end();
         (self.hook)(Moment::Ending);
     }
 
@@ -155,7 +164,8 @@ impl Server {
         options: ServerOptions,
         hook: impl Fn(Moment) + Send + Sync + 'static,
     ) -> Self {
-        let models = Models::new(models);
+        let rules = Rules { budget_bytes: options.memory_budget_bytes.clone(), keep_alive: options.keep_alive };
+        let models = Models::new(models, rules);
         let metrics = Arc::new(Metrics::new(&models));
         let bodies = Arc::new(Semaphore::new(options.bodies_bytes_max >> 10));
         Self {
@@ -207,7 +217,7 @@ impl Server {
     /// Serves on a listener until `ends`, and then until all is answered, or `now`.
     ///
     /// # Errors
-    /// When the socket cannot be used.
+    /// When a thread cannot be started, or the socket cannot be used.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -215,6 +225,7 @@ impl Server {
         now: impl Future<Output = ()>,
     ) -> io::Result<()> {
         descriptors::make_room(self.app.options.connections_max);
+        self.app.models.start()?;
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let mut connections = listen::accept(&self.app, listener, ends).await;

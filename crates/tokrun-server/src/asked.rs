@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::begin::{Begun, Wanted, begin};
+use crate::begin::{Begun, Wanted, begin, place};
 use crate::body::Payload;
 use crate::error::ApiError;
 use crate::routes::RequestTag;
@@ -34,16 +34,23 @@ impl FromRequest<Arc<App>> for Asked {
 }
 
 impl Asked {
-    /// Understands it, and has what it wants admitted. `understand` gives that, and what the response must know of it.
+    /// Understands it, waits until its model is in memory, and has what it wants admitted. `understand` gives that, and what the response must know of it.
     pub(crate) async fn begin<R: DeserializeOwned, T: Send + 'static>(
         self,
         understand: impl FnOnce(R) -> Result<(Wanted, T), ApiError> + Send + 'static,
     ) -> Result<(Begun, T), ApiError> {
         let Self { app, tag, caller, payload } = self;
-        let begun = app.blocking(move |app| {
+        let placed = app.blocking(move |app| {
             let (wanted, manner) = understand(payload.parse()?)?;
-            Ok((begin(app, &caller, &tag, wanted)?, manner))
+            let placed = place(app, &caller, &wanted)?;
+            Ok((placed, wanted, manner, caller, payload))
         });
-        begun.await
+        let (placed, wanted, manner, caller, payload) = placed.await?;
+        let model = app.models.lease(&placed.model).await?;
+        let begun = app.blocking(move |app| begin(app, &caller, &tag, wanted, placed, model));
+        let begun = begun.await?;
+        // What it said was kept until now, and counted against what bodies may have.
+        drop(payload);
+        Ok((begun, manner))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
+use tokio::sync::OwnedSemaphorePermit;
 use tokrun_ledger::{Action, Credits, FinishReason, LimitReached};
 use tokrun_runtime::{
     Conversation, GenerateRequest, Grammar, Outcome, Payer, Prompt, SamplingParams, Tool, ToolChoice, Usage,
@@ -16,7 +17,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::limits::RateLimits;
-use crate::models::Model;
+use crate::models::{Lease, Model};
 use crate::routes::RequestTag;
 use crate::said::Hearing;
 
@@ -84,15 +85,22 @@ pub(crate) struct Begun {
     pub(crate) answers: Answers,
     /// How to tell thoughts, words and calls apart in them.
     pub(crate) hearing: Hearing,
-    pub(crate) model: Arc<Model>,
+    pub(crate) model: Lease,
     pub(crate) limits: RateLimits,
     /// The request's name.
     pub(crate) id: String,
     pub(crate) created: Timestamp,
 }
 
-/// Has what a client wants admitted. May block.
-pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, mut wanted: Wanted) -> Result<Begun, ApiError> {
+/// What is found out before the model must be in memory.
+pub(crate) struct Placed {
+    pub(crate) model: Arc<Model>,
+    params: SamplingParams,
+    places: OwnedSemaphorePermit,
+}
+
+/// Refuses what can be refused without the model, and takes places for the rest.
+pub(crate) fn place(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Placed, ApiError> {
     if app.is_draining() {
         return Err(ApiError::overloaded("The server is about to end; try again."));
     }
@@ -102,11 +110,23 @@ pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, mut wante
     if !(1..=ANSWERS_MAX).contains(&count) {
         return Err(ApiError::invalid_param("n", format!("Between 1 and {ANSWERS_MAX} answers can be asked for.")));
     }
-    wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
     let params = wanted.sampling.params(&model.served.sampling)?;
     let places = model.places(count)?;
+    Ok(Placed { model, params, places })
+}
+
+/// Has what a client wants admitted. May block.
+pub(crate) fn begin(
+    app: &Arc<App>,
+    caller: &Caller,
+    tag: &RequestTag,
+    mut wanted: Wanted,
+    Placed { params, places, .. }: Placed,
+    model: Lease,
+) -> Result<Begun, ApiError> {
+    wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
     let hearing = wanted.converse(&model)?;
-    let requests = requests(caller, tag, &model, wanted, &params);
+    let requests = requests(caller, tag, model.model(), wanted, &params);
     let answers = Answers::begin(app, &model, places, requests)?;
     let limits = RateLimits::of(&app.ledger, caller, model.name()).unwrap_or_default();
     Ok(Begun { answers, hearing, model, limits, id: tag.0.clone(), created: Timestamp::now() })
@@ -114,7 +134,7 @@ pub(crate) fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, mut wante
 
 impl Wanted {
     /// Settles with the model how it thinks and calls, where it converses.
-    fn converse(&mut self, model: &Model) -> Result<Hearing, ApiError> {
+    fn converse(&mut self, model: &Lease) -> Result<Hearing, ApiError> {
         let Some(Prompt::Chat(conversation)) = self.prompts.first_mut() else { return Ok(Hearing::default()) };
         let runtime = model.runtime();
         let is_forced = !conversation.tools.is_empty() && self.tool_choice != ToolChoice::Auto;
@@ -168,6 +188,12 @@ fn usable_grammar(
 pub(crate) fn find_model(app: &App, caller: &Caller, name: &str) -> Result<Arc<Model>, ApiError> {
     let model = app.models.get(name)?;
     if caller.may_use(&model) { Ok(model) } else { Err(ApiError::unknown_model(name)) }
+}
+
+/// The same, in memory: it is waited for.
+pub(crate) async fn find_loaded(app: &App, caller: &Caller, name: &str) -> Result<Lease, ApiError> {
+    let model = find_model(app, caller, name)?;
+    app.models.lease(&model).await
 }
 
 fn requests(

@@ -246,7 +246,7 @@ async fn machine(admin: Admin) -> Response {
             }
             let app = &admin.app;
             let health = app.books.health().map_err(|error| refusal(&error))?;
-            let models: Value = app.models.iter().map(|model| app.metrics.of(model)).collect();
+            let models: Value = app.models.iter().map(|model| app.metrics.of(model, app.models.see(model))).collect();
             Ok(json!({
                 "now_ms": app.begun.elapsed().as_millis(),
                 "version": env!("CARGO_PKG_VERSION"),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokrun_ledger::{Ledger, LedgerError, LimitReached};
 use tokrun_runtime::{EngineError, InvalidParameter, RuntimeError, SubmitError, with_causes};
 
+use crate::models::LoadError;
 use crate::reply::json_response;
 
 /// Whose clients are spoken to.
@@ -117,6 +118,20 @@ impl ApiError {
     pub(crate) fn overloaded(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message);
         Self { retry_after_s: Some(1), ..error }
+    }
+
+    /// A model that is not in memory, and cannot be loaded. Trying again may help where there was no room for it.
+    pub(crate) fn not_loaded(model: &str, error: &LoadError) -> Self {
+        match error {
+            LoadError::NoRoom(reason) => {
+                Self::overloaded(format!("The model `{model}` cannot be loaded now: {reason}."))
+            }
+            LoadError::Failed(_) => {
+                let message = format!("The model `{model}` cannot be loaded; the server's log says why.");
+                let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "model_not_loaded");
+                Self { is_final: true, ..Self::new(status, "server_error", Some(code), message) }
+            }
+        }
     }
 
     /// A failure of ours. Its cause is for the log: it may name files and people.

@@ -44,5 +44,5 @@ mod usage;
 pub use app::{Moment, Server, ServerOptions};
 pub use axum::http::StatusCode;
 pub use links::Links;
-pub use models::ServedModel;
+pub use models::{LoadError, Loaded, Memory, ServedModel};
 pub use tls::Tls;

@@ -1,8 +1,8 @@
 //! What the server counts, for Prometheus: under vLLM's names and buckets where it has them, under `tokrun_` what only a
 //! metered server knows. No label names a person, unless the operator wants balances of people (`balances`).
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -20,7 +20,7 @@ use tokrun_runtime::{Event, GenerateRequest, Outcome};
 
 use crate::app::App;
 use crate::balances;
-use crate::models::{Model, Models};
+use crate::models::{Model, Models, Seen};
 
 const TTFT_S: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -52,6 +52,12 @@ struct OfEnd {
 struct OfKind {
     model_name: String,
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfChange {
+    model_name: String,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,7 +110,13 @@ pub(crate) struct Metrics {
     commit_wait: Histograms,
     refusals: Family<OfReason, Counter>,
     places_taken: Family<OfModel, Gauge>,
+    loaded: Family<OfModel, Gauge>,
+    memory: Family<OfModel, Gauge>,
+    loads: Family<OfChange, Counter>,
+    unloads: Family<OfChange, Counter>,
+    load_seconds: Family<OfModel, Counter<f64, AtomicU64>>,
     responses: Family<OfResponse, Counter>,
+    scraping: Mutex<()>,
 }
 
 impl Metrics {
@@ -136,7 +148,13 @@ impl Metrics {
             commit_wait: histograms(&COMMIT_S),
             refusals: Family::default(),
             places_taken: Family::default(),
+            loaded: Family::default(),
+            memory: Family::default(),
+            loads: Family::default(),
+            unloads: Family::default(),
+            load_seconds: Family::default(),
             responses: Family::default(),
+            scraping: Mutex::default(),
             registry: Registry::default(),
         };
         metrics.register(&mut registry);
@@ -184,6 +202,11 @@ impl Metrics {
         );
         register(registry, "tokrun_refusals", "Requests that were refused, by reason", &self.refusals);
         register(registry, "tokrun_places_taken", "Requests that have a place", &self.places_taken);
+        register(registry, "tokrun_model_loaded", "Whether a model is in memory", &self.loaded);
+        register(registry, "tokrun_model_memory_bytes", "What a model takes now, at most", &self.memory);
+        register(registry, "tokrun_model_loads", "Loads of a model, by how they ended", &self.loads);
+        register(registry, "tokrun_model_unloads", "Unloads of a model: idle, or for another's room", &self.unloads);
+        register(registry, "tokrun_model_load_seconds", "Spent on loads that succeeded", &self.load_seconds);
         register(registry, "tokrun_http_responses", "Responses, by route and status", &self.responses);
     }
 
@@ -196,15 +219,20 @@ impl Metrics {
     }
 
     /// How busy a model is, for the dashboard.
-    pub(crate) fn of(&self, model: &Model) -> Value {
+    pub(crate) fn of(&self, model: &Model, seen: Seen) -> Value {
         let of_model = of_model(model.name());
-        let step = model.runtime().metrics();
-        let info = model.runtime().info();
+        let Seen { state, bytes, device, context_tokens, sequences_max, metrics: step, counts, failure } = seen;
         json!({
             "model": model.name(),
-            "device": info.device,
-            "context_tokens": info.context_tokens,
-            "sequences_max": info.sequences_max,
+            "state": state,
+            "device": device,
+            "memory_bytes": bytes,
+            "memory_bytes_needed": model.memory_bytes(),
+            "loads": counts.loads,
+            "load_seconds": counts.load_time.as_secs_f64(),
+            "failure": failure,
+            "context_tokens": context_tokens.unwrap_or(model.served.context_tokens),
+            "sequences_max": sequences_max,
             "running": step.running,
             "waiting": step.waiting,
             "places": model.served.places,
@@ -219,9 +247,11 @@ impl Metrics {
     }
 
     fn scrape(&self, models: &Models) {
+        // What is counted elsewhere is caught up with, by one at a time.
+        let _one = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
         for model in models.iter() {
             let of_model = of_model(model.name());
-            let step = model.metrics();
+            let Seen { state, bytes, metrics: step, counts, .. } = models.see(model);
             let set = |gauge: &Family<OfModel, Gauge>, value: usize| {
                 gauge.get_or_create(&of_model).set(i64::try_from(value).unwrap_or(i64::MAX));
             };
@@ -232,6 +262,19 @@ impl Metrics {
             self.kv_cache_usage.get_or_create(&of_model).set(usage);
             let preemptions = self.preemptions.get_or_create(&of_model);
             preemptions.inc_by(step.preemptions.saturating_sub(preemptions.get()));
+            drop(preemptions);
+            set(&self.loaded, usize::from(state == "loaded"));
+            set(&self.memory, usize::try_from(bytes).unwrap_or(usize::MAX));
+            let load_time = self.load_seconds.get_or_create(&of_model);
+            load_time.inc_by((counts.load_time.as_secs_f64() - load_time.get()).max(0.0));
+            let count = |family: &Family<OfChange, Counter>, result: &'static str, count: u64| {
+                let counter = family.get_or_create(&OfChange { model_name: model.name().to_owned(), result });
+                counter.inc_by(count.saturating_sub(counter.get()));
+            };
+            count(&self.loads, "ok", counts.loads);
+            count(&self.loads, "failed", counts.failed_loads);
+            count(&self.unloads, "idle", counts.unloads_idle);
+            count(&self.unloads, "room", counts.unloads_room);
         }
     }
 }

@@ -1,93 +1,100 @@
 //! The models that are served, by name.
+//!
+//! Some are in memory, the others are loaded when a request wants them: the request waits for that, all others go on. What a
+//! model takes is known before, so that all together stay within a budget: where it is short, the idle model that was used
+//! least lately goes. Who uses a model has a [`Lease`] of it, and it stays for as long. [`shelf`] decides, [`keeper`] does.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
-use tokrun_runtime::{Conversation, Prompt, Runtime, SamplingParams, StepMetrics};
+use tokrun_runtime::{Runtime, SamplingParams};
 
 use crate::error::ApiError;
 
-/// A model that runs, and what it is called and costs.
+mod engines;
+mod keeper;
+mod shelf;
+
+use engines::Engines;
+pub(crate) use engines::Lease;
+use shelf::{Asked, Shelf};
+pub(crate) use shelf::{Rules, Seen};
+
+/// A model that can be asked: what it is called, what it costs and takes, and how it is loaded.
 pub struct ServedModel {
     /// What clients call it: its name in the request log.
     pub name: String,
     /// What else they may call it.
     pub aliases: Vec<String>,
-    /// Who answers: an engine on each device, alike but for that; at least one.
-    pub engines: Vec<Runtime>,
+    /// Loads it: an engine on each device, alike but for that; at least one. It is called, on a thread that may block, each
+    /// time that the model is wanted and not in memory.
+    pub load: Box<dyn Fn() -> Result<Vec<Runtime>, LoadError> + Send + Sync>,
+    /// What that gave, where it was loaded already.
+    pub loaded: Option<Loaded>,
+    /// What it takes when it is loaded, as far as that is known.
+    pub memory: Vec<Memory>,
+    /// The longest sequence, in tokens, as far as that is known before it is loaded.
+    pub context_tokens: usize,
     /// Requests that may run and wait at once; the next one is refused before anything is held for it.
     pub places: usize,
     /// What a token costs at this moment.
     pub price: Box<dyn Fn() -> Price + Send + Sync>,
     /// How to sample where a request does not say.
     pub sampling: SamplingParams,
-    /// When it was loaded.
-    pub loaded: Timestamp,
 }
+
+/// A model that is in memory.
+pub struct Loaded {
+    /// Who answers: an engine on each device; at least one.
+    pub engines: Vec<Runtime>,
+    /// How long it took to load them.
+    pub took: Duration,
+}
+
+/// Memory of a device that a model takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `cpu`, `cuda:0`.
+    pub device: String,
+    /// So much of it.
+    pub bytes: u64,
+}
+
+/// Why a model could not be loaded.
+#[derive(Clone, Debug)]
+pub enum LoadError {
+    /// There is no memory for it now; clients are told so.
+    NoRoom(String),
+    /// Something else. It may name files, so it is for the log and for administrators.
+    Failed(String),
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::NoRoom(reason) | Self::Failed(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
+impl std::error::Error for LoadError {}
 
 /// A served model with the places that are left.
 pub(crate) struct Model {
     pub(crate) served: ServedModel,
-    /// Requests that each engine has.
-    taken: Vec<Arc<AtomicUsize>>,
+    /// Its number among all.
+    index: usize,
+    /// When it began to be served.
+    pub(crate) since: Timestamp,
     places: Arc<Semaphore>,
-    /// Of the longest token.
-    token_bytes_max: usize,
 }
 
 impl Model {
     pub(crate) fn name(&self) -> &str {
         &self.served.name
-    }
-
-    /// For what is the same with all engines.
-    pub(crate) fn runtime(&self) -> &Runtime {
-        &self.served.engines[0]
-    }
-
-    /// The engine that has fewest requests, and a mark that it has one more.
-    pub(crate) fn idlest(&self) -> (&Runtime, Mark) {
-        let engines = self.served.engines.iter().zip(&self.taken);
-        let (engine, taken) =
-            engines.min_by_key(|(_, taken)| taken.load(Relaxed)).expect("there is at least one engine");
-        taken.fetch_add(1, Relaxed);
-        (engine, Mark(Arc::clone(taken)))
-    }
-
-    /// How busy the engines are, together.
-    pub(crate) fn metrics(&self) -> StepMetrics {
-        let mut all = StepMetrics::default();
-        for engine in &self.served.engines {
-            let StepMetrics { running, waiting, blocks, blocks_used, preemptions, .. } = engine.metrics();
-            all.running += running;
-            all.waiting += waiting;
-            all.blocks += blocks;
-            all.blocks_used += blocks_used;
-            all.preemptions += preemptions;
-        }
-        all
-    }
-
-    /// Refuses a prompt that cannot fit whatever its tokens are, before its tokens are found: that takes a while for those
-    /// who send megabytes.
-    pub(crate) fn could_fit(&self, prompt: &Prompt) -> Result<(), ApiError> {
-        let bytes = match prompt {
-            Prompt::Text(text) => text.len(),
-            Prompt::Chat(conversation) => text_bytes(conversation),
-            // That is seen at once.
-            Prompt::Tokens(_) => 0,
-        };
-        let context_tokens = self.runtime().info().context_tokens;
-        if bytes <= context_tokens.saturating_mul(self.token_bytes_max) {
-            return Ok(());
-        }
-        Err(ApiError::too_long(format!(
-            "The prompt has {bytes} bytes, far more than {context_tokens} tokens of context."
-        )))
     }
 
     /// Places for so many requests at once, given back when the permit is dropped.
@@ -102,61 +109,97 @@ impl Model {
     pub(crate) fn places_taken(&self) -> usize {
         self.served.places - self.places.available_permits()
     }
-}
 
-/// A request of an engine, until it is dropped.
-pub(crate) struct Mark(Arc<AtomicUsize>);
+    /// What it takes when it is in memory, all devices together.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.served.memory.iter().map(|memory| memory.bytes).sum()
+    }
 
-impl Drop for Mark {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+    /// What it takes of a device.
+    fn bytes_on(&self, device: &str) -> u64 {
+        self.served.memory.iter().filter(|memory| memory.device == device).map(|memory| memory.bytes).sum()
     }
 }
 
-/// About what a conversation comes to as text.
-fn text_bytes(conversation: &Conversation) -> usize {
-    let json_bytes = |value: &serde_json::Value| value.to_string().len();
-    let said = conversation.messages.iter().map(|message| {
-        let calls: usize = message.tool_calls.iter().map(|call| json_bytes(&call.arguments)).sum();
-        message.content.len() + calls
-    });
-    let told = conversation
-        .tools
-        .iter()
-        .map(|tool| tool.description.as_ref().map_or(0, String::len) + json_bytes(&tool.parameters));
-    said.chain(told).sum()
+/// All of them, in the order in which they were named.
+pub(crate) struct Models {
+    shelf: Arc<Shelf>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// All of them, in the order in which they were named.
-pub(crate) struct Models(Vec<Arc<Model>>);
-
 impl Models {
-    pub(crate) fn new(served: Vec<ServedModel>) -> Self {
-        let model = |served: ServedModel| {
-            let tokenizer = served.engines[0].tokenizer();
-            let tokens = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
-            let token_bytes_max = tokens.filter_map(|token| Some(tokenizer.token_bytes(token).ok()?.len())).max();
+    pub(crate) fn new(served: Vec<ServedModel>, rules: Rules) -> Self {
+        let model = |(index, mut served): (usize, ServedModel)| {
             let places = Arc::new(Semaphore::new(served.places));
-            let taken = served.engines.iter().map(|_| Arc::default()).collect();
-            Arc::new(Model { token_bytes_max: token_bytes_max.unwrap_or(1), taken, places, served })
+            let loaded = served.loaded.take().map(|loaded| (Engines::new(loaded.engines), loaded.took));
+            (Arc::new(Model { served, index, since: Timestamp::now(), places }), loaded)
         };
-        Self(served.into_iter().map(model).collect())
+        let models = served.into_iter().enumerate().map(model).collect();
+        Self { shelf: Arc::new(Shelf::new(models, rules)), keeper: Mutex::new(None) }
+    }
+
+    /// From now on models are loaded, and unloaded.
+    ///
+    /// # Errors
+    /// When there can be no thread for it.
+    pub(crate) fn start(&self) -> std::io::Result<()> {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() {
+            *keeper = Some(keeper::start(&self.shelf)?);
+        }
+        Ok(())
+    }
+
+    /// No model is loaded any more, and who waits for one is told so. What is in memory serves on.
+    pub(crate) fn end(&self) {
+        // Whoever waits sees that its sender is gone.
+        drop(self.shelf.end());
     }
 
     /// The model of this name.
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Model>, ApiError> {
         let is_called =
             |model: &&Arc<Model>| model.name() == name || model.served.aliases.iter().any(|alias| alias == name);
-        self.0.iter().find(is_called).cloned().ok_or_else(|| ApiError::unknown_model(name))
+        self.iter().find(is_called).cloned().ok_or_else(|| ApiError::unknown_model(name))
     }
 
     /// The one that is meant where a request names none.
     pub(crate) fn first(&self) -> &Arc<Model> {
         // `Server::new` takes at least one.
-        &self.0[0]
+        &self.shelf.models[0]
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {
-        self.0.iter()
+        self.shelf.models.iter()
+    }
+
+    /// The use of a model. Where it is not in memory, that waits until it is: with all others who want it, and for no longer
+    /// than somebody waits.
+    pub(crate) async fn lease(&self, model: &Arc<Model>) -> Result<Lease, ApiError> {
+        let ending = || ApiError::overloaded("The server is about to end; try again.");
+        let mut waiting = match self.shelf.ask(model) {
+            Asked::Here(lease) => return Ok(lease),
+            Asked::Waits(waiting) => waiting,
+            Asked::Ending => return Err(ending()),
+        };
+        let answer = waiting.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        answer.ok_or_else(ending)?.map_err(|error| ApiError::not_loaded(model.name(), &error))
+    }
+
+    /// How a model is doing.
+    pub(crate) fn see(&self, model: &Model) -> Seen {
+        self.shelf.see(model)
+    }
+}
+
+impl Drop for Models {
+    fn drop(&mut self) {
+        self.end();
+        drop(self.shelf.clear());
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper.filter(|_| !self.shelf.is_loading()) {
+            // A panic there was already reported by its own message.
+            let _ = keeper.join();
+        }
     }
 }

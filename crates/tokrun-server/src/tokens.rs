@@ -6,15 +6,16 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokrun_runtime::{ChatMessage, Prompt, TokenId};
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::begin::find_model;
+use crate::begin::find_loaded;
 use crate::body::Payload;
 use crate::content::Content;
 use crate::error::ApiError;
+use crate::models::Lease;
 use crate::reply::ok;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -48,12 +49,23 @@ pub(crate) struct Detokenize {
 
 /// Text or a conversation to tokens.
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
-    let tokenized = app.blocking(move |app| {
-        let request: Tokenize = payload.parse()?;
-        let model = find_model(app, &caller, request.model.as_deref().unwrap_or(app.models.first().name()))?;
+    let tokenized = async {
+        let (request, payload) = app.blocking(move |_| Ok((payload.parse::<Tokenize>()?, payload))).await?;
+        let model = find_loaded(&app, &caller, request.model.as_deref().unwrap_or(app.models.first().name())).await?;
+        let tokenized = app.blocking(move |_| {
+            let _counted = payload;
+            request.tokenized(&model)
+        });
+        tokenized.await
+    };
+    tokenized.await.map_or_else(IntoResponse::into_response, |body| ok(&body))
+}
+
+impl Tokenize {
+    fn tokenized(&self, model: &Lease) -> Result<Value, ApiError> {
         let runtime = model.runtime();
-        let special = request.add_special_tokens.unwrap_or(true);
-        let encoded = match (&request.prompt, &request.messages) {
+        let special = self.add_special_tokens.unwrap_or(true);
+        let encoded = match (&self.prompt, &self.messages) {
             (Some(text), None) => {
                 model.could_fit(&Prompt::Text(text.clone()))?;
                 runtime.tokenizer().encode(text, special).map_err(|error| ApiError::from(&error))
@@ -67,13 +79,12 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payloa
             _ => Err(ApiError::invalid("Give either 'prompt' or 'messages'.")),
         };
         let tokens = encoded?;
-        let texts: Option<Vec<String>> = request
+        let texts: Option<Vec<String>> = self
             .return_token_strs
             .then(|| tokens.iter().map(|token| runtime.tokenizer().token_text(*token).unwrap_or_default()).collect());
         let context_tokens = runtime.info().context_tokens;
         Ok(json!({ "count": tokens.len(), "max_model_len": context_tokens, "tokens": tokens, "token_strs": texts }))
-    });
-    tokenized.await.map_or_else(IntoResponse::into_response, |body| ok(&body))
+    }
 }
 
 impl Message {
@@ -84,10 +95,14 @@ impl Message {
 
 /// Tokens to text.
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
-    let text = app.blocking(move |app| {
-        let request: Detokenize = payload.parse()?;
-        let model = find_model(app, &caller, request.model.as_deref().unwrap_or(app.models.first().name()))?;
-        model.runtime().tokenizer().decode(&request.tokens).map_err(|error| ApiError::from(&error))
-    });
+    let text = async {
+        let (request, payload) = app.blocking(move |_| Ok((payload.parse::<Detokenize>()?, payload))).await?;
+        let model = find_loaded(&app, &caller, request.model.as_deref().unwrap_or(app.models.first().name())).await?;
+        let text = app.blocking(move |_| {
+            let _counted = payload;
+            model.runtime().tokenizer().decode(&request.tokens).map_err(|error| ApiError::from(&error))
+        });
+        text.await
+    };
     text.await.map_or_else(IntoResponse::into_response, |text| ok(&json!({ "prompt": text })))
 }

@@ -132,7 +132,7 @@ pub(crate) struct DelegateArgs {
 }
 
 /// A time as people write it: `90s`, `24h`, `2 days`.
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time: write 90s, 24h or 7d");
     let span: jiff::Span = text.parse().map_err(|_| wrong())?;
     let relative = jiff::SpanRelativeTo::days_are_24_hours();

@@ -2,15 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::Devices;
 use super::compute::{EngineArgs, positive, size_bytes};
+use super::people::span;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// A model to serve: a name from the catalogue, a GGUF file, or a directory of safetensors. As often as needed.
+    /// A model to serve: a name from the catalogue, a GGUF file, or a directory of safetensors. As often as needed; the first
+    /// is loaded at once, the others with the first request for them.
     #[arg(long = "model", short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
     pub(crate) models: Vec<String>,
     /// The address to listen on; other than of this machine alone only where keys are in use. A socket that systemd hands
@@ -29,6 +32,16 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait, of each model; the next one is told to come back later.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_waiting: usize,
+    /// Load all models at once.
+    #[arg(long)]
+    pub(crate) preload: bool,
+    /// Memory that all loaded models may take together, on each device: weights, caches and workspace. Where it is short, the
+    /// idle model that was used least lately is unloaded. What is free if absent, on cards; on the CPU no bound.
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    pub(crate) memory_budget: Option<u64>,
+    /// Unload models that nobody has used for so long: 10m, 1h; 0 for never.
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = keep_alive)]
+    pub(crate) keep_alive: Duration,
     /// Longest body of a request.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size_bytes)]
     pub(crate) max_body: u64,
@@ -69,6 +82,11 @@ fn address(text: &str) -> Result<IpAddr, String> {
         return Ok(std::net::Ipv4Addr::LOCALHOST.into());
     }
     text.parse().map_err(|_| "expected an address, such as 127.0.0.1, 0.0.0.0 or ::1".to_owned())
+}
+
+/// A time, or 0 for none.
+fn keep_alive(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { span(text) }
 }
 
 fn exhausted_status(text: &str) -> Result<u16, String> {

@@ -9,13 +9,14 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use tokrun_ledger::{Ledger, Price};
 use tokrun_model::catalogue::{Catalogue, Entry};
-use tokrun_runtime::{LedgerMeter, Runtime};
-use tokrun_server::{Moment, ServedModel, Server, ServerOptions, StatusCode, Tls};
+use tokrun_server::{Moment, Server, ServerOptions, StatusCode, Tls};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
+mod models;
+
 use super::answer;
-use crate::args::{Device, Format, ServeArgs};
+use crate::args::{Format, ServeArgs};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found};
 use crate::{home, output};
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     let tls = tls(args)?;
     let listener = inherited.map_or_else(|| listen(address), Ok)?;
     let catalogue = Said::read()?;
-    let models = load_all(args, &devices, &ledger, &catalogue)?;
+    let (models, memory_budget_bytes) = models::all(args, &devices, &ledger, &catalogue)?;
     if !ledger.health()?.service {
         ledger.set_service(true)?;
     }
@@ -44,6 +45,8 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
         body_bytes_max: usize::try_from(args.max_body).unwrap_or(usize::MAX),
         metrics_users: args.metrics_users,
         tls,
+        memory_budget_bytes,
+        keep_alive: Some(args.keep_alive).filter(|keep_alive| !keep_alive.is_zero()),
         drain: Duration::from_secs(args.drain),
         ..ServerOptions::default()
     };
@@ -157,62 +160,6 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| {
         Failure::io(&format!("cannot listen on {address}"), &error)
             .hint("choose another --port, or 0 for any that is free")
-    })
-}
-
-fn load_all(
-    args: &ServeArgs,
-    devices: &[Device],
-    ledger: &Ledger,
-    catalogue: &Said,
-) -> Result<Vec<ServedModel>, Failure> {
-    let wanted: Vec<Option<&str>> =
-        if args.models.is_empty() { vec![None] } else { args.models.iter().map(|name| Some(name.as_str())).collect() };
-    let mut models: Vec<ServedModel> = Vec::new();
-    for wanted in wanted {
-        let home = home::directory()?;
-        let found = load::find(&home, Catalogue::load(&home)?, wanted)?;
-        if models.iter().any(|model| model.name == found.name) {
-            return Err(Failure::new(Status::Usage, "usage", format!("two models are called {}", found.name))
-                .hint("give each model once; a file is called by its name"));
-        }
-        models.push(load_one(args, devices, ledger, found, catalogue)?);
-    }
-    Ok(models)
-}
-
-/// A model with an engine on each device.
-fn load_one(
-    args: &ServeArgs,
-    devices: &[Device],
-    ledger: &Ledger,
-    found: Found,
-    catalogue: &Said,
-) -> Result<ServedModel, Failure> {
-    let engine = |device: &Device| -> Result<Runtime, Failure> {
-        let options = tokrun_engine::EngineOptions {
-            speculation: !args.no_speculation,
-            waiting_max: args.max_waiting,
-            ..args.engine.engine_options(args.max_running)
-        };
-        let load = args.engine.load_options(*device, args.threads, args.max_running);
-        let meter = Arc::new(LedgerMeter(ledger.clone()));
-        Ok(load::start(&found, || Ok(meter), &load, options)?.runtime)
-    };
-    let engines = devices.iter().map(engine).collect::<Result<Vec<_>, _>>()?;
-    let running_max: usize = engines.iter().map(|engine| engine.info().sequences_max.min(args.max_running)).sum();
-    // It was read once, so that it can be read.
-    found.price()?;
-    let found = Arc::new(found);
-    let (said, priced) = (catalogue.clone(), Arc::clone(&found));
-    Ok(ServedModel {
-        name: found.name.clone(),
-        aliases: found.entry.as_ref().map(|entry| entry.aliases.clone()).unwrap_or_default(),
-        engines,
-        places: running_max.saturating_add(args.max_waiting),
-        sampling: found.sampling_params(),
-        loaded: Timestamp::now(),
-        price: Box::new(move || said.price(&priced)),
     })
 }
 

@@ -90,12 +90,12 @@ pub(super) fn plan(
     } else {
         loaded_bytes(info, place.is_card)
     };
-    let free_bytes = place.free_bytes;
+    let free_bytes = options.memory_bytes.map_or(place.free_bytes, |bytes| bytes.min(place.free_bytes));
     let refuse = |reason: String| Err(ModelError::DoesNotFit { device: place.device.clone(), reason });
     let Some(left) = free_bytes.checked_sub(weight_bytes.saturating_add(workspace_bytes)) else {
         return refuse(format!(
-            "{weight_bytes} bytes of weights and {workspace_bytes} of workspace do not fit into the {free_bytes} that are \
-             free; {}",
+            "{weight_bytes} bytes of weights and {workspace_bytes} of workspace do not fit into the {free_bytes} that {}; {}",
+            if free_bytes < place.free_bytes { "it may take" } else { "are free" },
             smaller(info, free_bytes.saturating_sub(workspace_bytes))
         ));
     };

@@ -1,7 +1,5 @@
 //! `/v1/messages`: what is answered.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -11,7 +9,7 @@ use tokrun_runtime::{Delta, Outcome, Usage};
 
 use crate::begin::{Begun, Summary, Tokrun};
 use crate::error::ApiError;
-use crate::models::Model;
+use crate::models::Lease;
 use crate::reply::ok;
 use crate::said::{Call, Listener, Piece, Said};
 use crate::sse::{self, Frames, Scribe};
@@ -119,7 +117,7 @@ pub(super) fn stream(begun: Begun) -> Response {
 
 struct MessageScribe {
     id: String,
-    model: Arc<Model>,
+    model: Lease,
     prompt_tokens: u64,
     listener: Listener,
     /// The kind of the block that is open.

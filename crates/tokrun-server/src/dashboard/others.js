@@ -68,8 +68,8 @@ export async function machine() {
     small("Output", "output", "tokens/s"), small("Batch", "running", "requests", "area", 0, true), small("KV cache in use", "kv", "%", "area", 1),
     last.watts === null ? small("Queue", "waiting", "requests", "area", 0, true) : small("Power of requests", "watts", "W"),
     card("Models", "", table("Models", [
-      { head: "Model", name: true, cell: (row) => row.model }, { head: "Device", cell: (row) => row.device },
-      { head: "Running", number: true, cell: (row) => `${row.running} / ${row.sequences_max}` }, { head: "Waiting", number: true, cell: (row) => figure(row.waiting) },
+      { head: "Model", name: true, cell: (row) => row.model }, { head: "Device", cell: (row) => row.device ?? h("span", { class: "quiet", title: row.failure ?? "" }, row.failure ? "failed to load" : row.state) },
+      { head: "Running", number: true, cell: (row) => `${row.running} / ${row.sequences_max ?? "–"}` }, { head: "Waiting", number: true, cell: (row) => figure(row.waiting) },
       { head: "Places taken", number: true, cell: (row) => `${row.places_taken} / ${row.places}` },
       { head: "KV blocks", number: true, cell: (row) => `${figure(row.kv_blocks_used)} / ${figure(row.kv_blocks)}` },
       { head: "Gave way", number: true, cell: (row) => figure(row.preemptions) },

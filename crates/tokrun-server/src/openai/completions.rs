@@ -1,7 +1,5 @@
 //! `/v1/completions`: text goes on as it stands, without a template.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +10,7 @@ use super::request::{Asks, Common, Manner, request};
 use super::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
 use crate::begin::{Begun, Summary, Tokrun, Wanted};
 use crate::error::ApiError;
-use crate::models::Model;
+use crate::models::Lease;
 use crate::reply::ok;
 use crate::sse::{self, Frames, Scribe};
 
@@ -207,7 +205,7 @@ struct CompletionScribe {
     id: String,
     wire_id: String,
     created: i64,
-    model: Arc<Model>,
+    model: Lease,
     includes_usage: bool,
     wants_logprobs: bool,
     summary: Summary,

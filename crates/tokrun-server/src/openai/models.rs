@@ -27,27 +27,41 @@ pub(crate) struct Entry {
     owned_by: &'static str,
     /// As vLLM has it.
     max_model_len: usize,
+    tokrun: Residence,
 }
 
-fn entry(model: &Model) -> Entry {
+/// Where a model is now.
+#[derive(Serialize, JsonSchema)]
+struct Residence {
+    /// `loaded`, `loading` or `unloaded`: it is loaded with the first request for it.
+    state: &'static str,
+    /// What computes it, once it is loaded.
+    device: Option<String>,
+    /// What it takes when it is loaded.
+    memory_bytes: u64,
+}
+
+fn entry(app: &App, model: &Model) -> Entry {
+    let seen = app.models.see(model);
     Entry {
         id: model.name().to_owned(),
         object: "model",
-        created: model.served.loaded.as_second(),
+        created: model.since.as_second(),
         owned_by: "tokrun",
-        max_model_len: model.runtime().info().context_tokens,
+        max_model_len: seen.context_tokens.unwrap_or(model.served.context_tokens),
+        tokrun: Residence { state: seen.state, device: seen.device, memory_bytes: model.memory_bytes() },
     }
 }
 
 pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Response {
     let may_use = |model: &&Arc<Model>| caller.may_use(model);
-    let data = app.models.iter().filter(may_use).map(|model| entry(model)).collect();
+    let data = app.models.iter().filter(may_use).map(|model| entry(&app, model)).collect();
     ok(&List { object: "list", data })
 }
 
 pub(crate) async fn show(State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>) -> Response {
     match find_model(&app, &caller, &name) {
-        Ok(model) => ok(&entry(&model)),
+        Ok(model) => ok(&entry(&app, &model)),
         Err(error) => error.into_response(),
     }
 }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use tokrun_engine::{ChatTemplate, Executor, Tokenizer};
 use tokrun_ledger::{GrantRequest, Ledger, NewKey, Price};
 use tokrun_model::{LoadOptions, ModelFile};
 use tokrun_runtime::{EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
-use tokrun_server::{ServedModel, Server, ServerOptions};
+use tokrun_server::{Loaded, ServedModel, Server, ServerOptions};
 
 use crate::scripted::{self, Scripted};
 
@@ -70,6 +71,11 @@ impl Service {
     }
 
     pub(crate) fn with(choices: Choices) -> Self {
+        Self::of(choices, |choices, ledger, home| vec![tiny_model(MODEL, choices, ledger, home)])
+    }
+
+    /// One of several models.
+    pub(crate) fn of(choices: Choices, models: impl FnOnce(&Choices, &Ledger, &Path) -> Vec<ServedModel>) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory can be made");
         let file = home.path().join("ledger.db");
         choices.before.inspect(|before| before(&file));
@@ -81,7 +87,7 @@ impl Service {
             let amount = choices.balance.to_string().parse().expect("it is an amount");
             ledger.grant(GrantRequest::new("ada", amount)).expect("it can be filled");
         }
-        let models = vec![tiny_model(&ledger, home.path(), &choices)];
+        let models = models(&choices, &ledger, home.path());
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it has an address");
         let server = Server::new(ledger.clone(), models, choices.options);
@@ -224,8 +230,9 @@ impl Drop for Service {
     }
 }
 
-fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
-    let copy = home.join("model");
+/// A model of this name that is in memory.
+pub(crate) fn tiny_model(name: &str, choices: &Choices, ledger: &Ledger, home: &Path) -> ServedModel {
+    let copy = home.join(name);
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/llama");
     fs::create_dir(&copy).expect("it can be made");
     for entry in fs::read_dir(fixture).expect("the fixture is there") {
@@ -241,40 +248,43 @@ fn tiny_model(ledger: &Ledger, home: &Path, choices: &Choices) -> ServedModel {
     if choices.says.is_some() {
         scripted::teach(&copy);
     }
-    let file = ModelFile::open(&copy).expect("the fixture opens");
-    let load = LoadOptions { sequences_max: Some(choices.running_max), threads: Some(1), ..LoadOptions::default() };
-    let tokenizer = Arc::new(Tokenizer::from_assets(file.assets()).expect("its tokenizer works"));
-    let executor: Box<dyn Executor> = match &choices.says {
-        None => file.load(&load).expect("it loads"),
-        Some(text) => {
-            let end = file.assets().end_token_ids[0];
-            Box::new(Scripted::new(&tokenizer, text, end, choices.context_tokens))
-        }
+    let (called, says, ledger) = (name.to_owned(), choices.says.clone(), ledger.clone());
+    let (running_max, waiting_max, context_tokens) = (choices.running_max, choices.waiting_max, choices.context_tokens);
+    let load = move || {
+        let file = ModelFile::open(&copy).expect("the fixture opens");
+        let load = LoadOptions { sequences_max: Some(running_max), threads: Some(1), ..LoadOptions::default() };
+        let tokenizer = Arc::new(Tokenizer::from_assets(file.assets()).expect("its tokenizer works"));
+        let executor: Box<dyn Executor> = match &says {
+            None => file.load(&load).expect("it loads"),
+            Some(text) => {
+                let end = file.assets().end_token_ids[0];
+                Box::new(Scripted::new(&tokenizer, text, end, context_tokens))
+            }
+        };
+        let model = TextModel {
+            name: called.clone(),
+            executor,
+            tokenizer,
+            template: ChatTemplate::compile(file.assets()),
+            end_tokens: file.assets().end_token_ids.clone(),
+        };
+        let engine = EngineOptions { waiting_max, sequences_max: Some(running_max), ..EngineOptions::default() };
+        let meter = Arc::new(LedgerMeter(ledger.clone()));
+        vec![Runtime::start(model, meter, engine).expect("it starts")]
     };
-    let model = TextModel {
-        name: MODEL.to_owned(),
-        executor,
-        tokenizer,
-        template: ChatTemplate::compile(file.assets()),
-        end_tokens: file.assets().end_token_ids.clone(),
-    };
-    let engine = EngineOptions {
-        waiting_max: choices.waiting_max,
-        sequences_max: Some(choices.running_max),
-        ..EngineOptions::default()
-    };
-    let meter = Arc::new(LedgerMeter(ledger.clone()));
     ServedModel {
-        name: MODEL.to_owned(),
-        aliases: vec!["alias".to_owned()],
-        engines: vec![Runtime::start(model, meter, engine).expect("it starts")],
+        name: name.to_owned(),
+        aliases: if name == MODEL { vec!["alias".to_owned()] } else { Vec::new() },
+        loaded: Some(Loaded { engines: load(), took: Duration::ZERO }),
+        load: Box::new(move || Ok(load())),
+        memory: Vec::new(),
+        context_tokens: choices.context_tokens,
         places: choices.running_max + choices.waiting_max,
         price: {
             let price = choices.price;
             Box::new(move || price)
         },
         sampling: SamplingParams::default(),
-        loaded: jiff::Timestamp::now(),
     }
 }
 

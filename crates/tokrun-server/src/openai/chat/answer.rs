@@ -1,7 +1,5 @@
 //! `/v1/chat/completions`: what is answered.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -11,7 +9,7 @@ use tokrun_runtime::{Delta, Outcome};
 
 use crate::begin::{Begun, Summary, Tokrun};
 use crate::error::ApiError;
-use crate::models::Model;
+use crate::models::Lease;
 use crate::openai::request::Manner;
 use crate::openai::wire::{WireLogprob, WireUsage, finish_reason, logprobs};
 use crate::reply::ok;
@@ -160,7 +158,7 @@ struct ChatScribe {
     id: String,
     wire_id: String,
     created: i64,
-    model: Arc<Model>,
+    model: Lease,
     /// Each answer's, with the number of its calls so far.
     listeners: Vec<(Listener, usize)>,
     includes_usage: bool,
