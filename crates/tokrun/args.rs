@@ -10,6 +10,7 @@ mod agreed;
 mod bench;
 mod books;
 mod compute;
+mod load;
 mod people;
 mod prices;
 mod serve;
@@ -18,6 +19,7 @@ pub(crate) use agreed::{BudgetArgs, EventsArgs, LimitCommand, LimitSetArgs, Proj
 pub(crate) use bench::{BenchArgs, Devices, Switch};
 pub(crate) use books::{ExportArgs, ExportFormat, ImportArgs, StatementArgs};
 pub(crate) use compute::{Backend, ComputeArgs, Device, EngineArgs, WeightStorage};
+pub(crate) use load::{BenchCommand, Dataset, Endpoint, LoadArgs, Objective, ObjectiveMetric, RandomPrompts};
 pub(crate) use people::{ApproveArgs, DelegateArgs, KeyCommand, KeyCreateArgs, RequestArgs};
 pub(crate) use prices::{EstimateArgs, PriceCommand, PriceSetArgs};
 pub(crate) use serve::ServeArgs;
@@ -58,7 +60,7 @@ pub(crate) enum Command {
     Chat(Box<ChatArgs>),
     /// Serve models over HTTP, to clients of OpenAI's and Anthropic's APIs.
     Serve(Box<ServeArgs>),
-    /// Measure prefill and decode speed, as llama-bench does.
+    /// Measure prefill and decode speed, as llama-bench does; or a server under load, with `bench serve`.
     Bench(Box<BenchArgs>),
     /// List, pull, show, verify and remove models.
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! The bars of downloads and of loading; without a terminal, nothing but a download's notes.
+//! The bars of downloads, of loading and of requests; without a terminal, nothing but a download's notes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -75,6 +75,17 @@ pub(crate) fn show_load(model: &str, weight_bytes: u64, progress: &LoadProgress,
     if let Some(shown) = shown {
         shown.finish_and_clear();
     }
+}
+
+/// How many of so many requests have ended; of endlessly many, if it is a matter of time.
+pub(crate) fn requests(total: Option<usize>) -> ProgressBar {
+    let (shown, template) = match total {
+        Some(total) => (ProgressBar::new(total as u64), "{wide_bar} {pos}/{len} requests {per_sec} {eta}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {pos} requests {per_sec} {elapsed}"),
+    };
+    let shown = shown.with_style(ProgressStyle::with_template(template).expect("the template is constant"));
+    shown.enable_steady_tick(Duration::from_millis(200));
+    shown
 }
 
 fn bar(total_bytes: u64) -> ProgressBar {

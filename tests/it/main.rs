@@ -5,6 +5,7 @@ mod architecture;
 mod audit;
 mod bad_input;
 mod bench;
+mod bench_serve;
 mod cli;
 mod concurrency;
 mod crash;

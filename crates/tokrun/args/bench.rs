@@ -6,9 +6,13 @@ use clap::{Args, ValueEnum};
 use tokrun_model::{ModelFile, WeightType};
 
 use super::compute::{Device, EngineArgs, positive};
+use super::load::BenchCommand;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// A name from the catalogue, a GGUF file, or a directory of safetensors.
     #[arg(long, short, value_name = "NAME|PATH", env = "TOKRUN_MODEL")]
     pub(crate) model: Option<String>,

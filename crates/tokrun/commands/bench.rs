@@ -1,4 +1,4 @@
-//! `tokrun bench`: prefill and decode speed in the form of llama-bench.
+//! `tokrun bench`: prefill and decode speed in the form of llama-bench; `bench serve` is beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokrun_model::ModelInfo;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Meter, Unmetered};
 
-use crate::args::{BenchArgs, Device, Format, Switch};
+use crate::args::{BenchArgs, BenchCommand, Device, Format, Switch};
 use crate::failure::{Failure, Status};
 use crate::load::{self, Found, Loaded};
 use crate::machine::Probe;
@@ -19,12 +19,16 @@ mod bare;
 mod perplexity;
 mod profile;
 mod report;
+mod serve;
 mod test;
 
 use report::{Printer, Row};
 use test::Test;
 
 pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<Status, Failure> {
+    if let Some(BenchCommand::Serve(args)) = &args.command {
+        return serve::run(args, format);
+    }
     let devices = load::devices(args.device)?;
     load::prepare_threads(&args.engine, args.threads.first().copied())?;
     interrupt::install(format)?;

@@ -76,8 +76,13 @@ fn man(directory: &Path, format: Format) -> Result<Status, Failure> {
 fn prints(command: &Command, format: Format) -> bool {
     match format {
         Format::Text | Format::Json => true,
-        Format::Md | Format::Jsonl => matches!(command, Command::Bench(_)),
-        Format::Csv => matches!(command, Command::Bench(_) | Command::Wallet(WalletCommand::Statement(_))),
+        Format::Md | Format::Jsonl => is_table(command),
+        Format::Csv => is_table(command) || matches!(command, Command::Wallet(WalletCommand::Statement(_))),
         Format::Html => matches!(command, Command::Wallet(WalletCommand::Statement(_))),
     }
+}
+
+/// `bench`, but not of a server.
+fn is_table(command: &Command) -> bool {
+    matches!(command, Command::Bench(args) if args.command.is_none())
 }
