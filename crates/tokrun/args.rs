@@ -537,7 +537,7 @@ pub(crate) struct GrantArgs {
     #[arg(long, value_enum, conflicts_with = "expires", value_name = "PERIOD")]
     pub(crate) every: Option<Every>,
     /// On which day of the month (1 to 31) or of the week (1, Monday, to 7); that of the first grant if absent.
-    #[arg(long, requires = "every", value_name = "DAY")]
+    #[arg(long, requires = "every", value_name = "DAY", value_parser = day)]
     pub(crate) on: Option<u8>,
     /// Give none at or after this instant.
     #[arg(long, requires = "every", value_name = "WHEN", value_parser = instant_ahead)]
@@ -548,13 +548,13 @@ pub(crate) struct GrantArgs {
     #[command(flatten)]
     pub(crate) terms: CreditTermsArgs,
     /// Let it vest in so many equal parts, one a period (--vest-every), each at midnight in the wallet's time zone.
-    #[arg(long, value_name = "PERIODS", conflicts_with = "every")]
+    #[arg(long, value_name = "PERIODS", conflicts_with = "every", value_parser = periods)]
     pub(crate) vest: Option<u32>,
     /// The period of --vest.
     #[arg(long, value_enum, requires = "vest", value_name = "PERIOD", default_value = "month")]
     pub(crate) vest_every: Every,
     /// Let nothing vest before so many periods have passed, and then all of theirs at once.
-    #[arg(long, requires = "vest", value_name = "PERIODS", default_value_t = 0)]
+    #[arg(long, requires = "vest", value_name = "PERIODS", default_value_t = 0, value_parser = periods)]
     pub(crate) cliff: u32,
 }
 
@@ -624,6 +624,18 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let id = id.parse().map_err(|_| format!("`{id}` is no token id"))?;
     let bias: f32 = bias.parse().map_err(|_| format!("`{bias}` is no number"))?;
     if bias.is_nan() { Err("the bias must be a number".to_owned()) } else { Ok((id, bias)) }
+}
+
+/// A day by its number.
+fn day(text: &str) -> Result<u8, String> {
+    let expected = "expected a number: a day of the month from 1 to 31, or of the week from 1 (Monday) to 7";
+    text.parse().map_err(|_| expected.to_owned())
+}
+
+/// How many periods.
+fn periods(text: &str) -> Result<u32, String> {
+    let expected = "expected how many periods, such as 12; --vest-every says how long one is";
+    text.parse().map_err(|_| expected.to_owned())
 }
 
 /// An instant as people write it; a span counts from now on: `30d`, `2 weeks`.
