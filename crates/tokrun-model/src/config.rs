@@ -89,6 +89,12 @@ impl Config {
         self
     }
 
+    /// The same with another value of a setting.
+    pub(crate) fn with(mut self, name: &str, value: Value) -> Self {
+        self.settings.insert(name.to_owned(), value);
+        self
+    }
+
     /// How many tokens back the narrowest layer sees, itself included; `None` where every layer sees everything.
     pub fn window_tokens(&self) -> Option<usize> {
         let off = self.bool("use_sliding_window") == Some(false);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokrun_kernels::{KvType, WeightType};
 
 use crate::config::Config;
+use crate::embedder::{self, Embedder};
 use crate::mmap::MappedFile;
 use crate::native::Model;
 use crate::native::synthetic::{self, Synthetic};
@@ -316,11 +317,33 @@ impl ModelFile {
         Err(ModelError::Unsupported { reason })
     }
 
+    /// Whether it gives vectors of texts, and no logits.
+    pub fn is_embedder(&self) -> bool {
+        matches!(&self.source, Source::Folder { config, .. } if embedder::is_embedder(config))
+    }
+
+    /// Loads the weights of an embedding model. Of the options the context is honoured.
+    ///
+    /// # Errors
+    /// When it is none, a setting or a part of it is not supported, or a tensor is missing or misshapen.
+    pub fn load_embedder(&self, options: &LoadOptions) -> Result<Embedder, ModelError> {
+        match &self.source {
+            Source::Folder { config, weights } => Embedder::load(&self.path, config, weights, options),
+            _ => Err(ModelError::Unsupported { reason: "embedding models are directories of safetensors".to_owned() }),
+        }
+    }
+
     /// Loads the weights.
     ///
     /// # Errors
     /// When the family or one of its settings is not supported, or a tensor is missing or misshapen.
     pub fn load(&self, options: &LoadOptions) -> Result<Box<dyn Executor>, ModelError> {
+        if self.is_embedder() {
+            let reason = "it is an embedding model, which gives vectors and no text: `tokrun serve` answers \
+                          /v1/embeddings with it"
+                .to_owned();
+            return Err(ModelError::Unsupported { reason });
+        }
         self.check_rounding(options)?;
         match options.backend {
             BackendChoice::Candle if matches!(options.processor, Processor::Cuda(_)) => {

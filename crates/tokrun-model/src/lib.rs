@@ -1,10 +1,11 @@
 //! From a model's name to its logits: the catalogue and pulling, GGUF and safetensors files, and the executors that run
-//! them. It knows nothing of requests, text or money.
+//! them; and to vectors of texts, where a model gives those. It knows nothing of requests, text or money.
 
 mod candle;
 pub mod catalogue;
 pub mod config;
 mod digest;
+mod embedder;
 mod error;
 mod executor;
 mod file;
@@ -15,6 +16,7 @@ pub mod pull;
 mod safetensors;
 pub mod store;
 
+pub use embedder::{Embedder, EmbedderInfo, Pooling, Shortening, normalise};
 pub use error::ModelError;
 pub use executor::{
     BlockId, Drawing, Drawn, Executor, ExecutorInfo, Extend, Logits, Outcome, Paging, Place, SequenceHandle, TokenId,

@@ -17,7 +17,7 @@ mod gguf;
 mod safetensors;
 
 pub(crate) use gguf::load as load_gguf;
-pub(crate) use safetensors::load as load_safetensors;
+pub(crate) use safetensors::{load as load_safetensors, read as read_tensor};
 
 /// Tokens computed at once at most. Attention scores and logits of a piece are held in full, so this bounds memory.
 const PIECE_TOKENS: usize = 512;
@@ -248,7 +248,7 @@ fn last_row(output: &Tensor, vocab_size: usize) -> Result<Vec<f32>, ModelError> 
 
 /// Runs candle's code. Loaders check what they hand over, but candle asserts in places no check foresees; a panic there
 /// must not take the process, and the other users' requests with it.
-fn guarded<T>(compute: impl FnOnce() -> candle_core::Result<T>) -> Result<T, ModelError> {
+pub(crate) fn guarded<T>(compute: impl FnOnce() -> candle_core::Result<T>) -> Result<T, ModelError> {
     match catch_unwind(AssertUnwindSafe(compute)) {
         Ok(result) => Ok(result?),
         Err(panic) => {

@@ -187,19 +187,8 @@ impl<'a> Source<'a> {
         let Some((file_name, tensor)) = self.find(name) else {
             return Err(candle_core::Error::Msg(format!("tensor {name} is missing")));
         };
-        let file_dtype = match tensor.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            Dtype::F64 => DType::F64,
-            other => {
-                return Err(candle_core::Error::Msg(format!(
-                    "tensor {name} has type {other}, which is not computed in"
-                )));
-            }
-        };
         self.used.lock().map_err(|_| candle_core::Error::Msg("a loader panicked".to_owned()))?.insert(file_name);
-        Tensor::from_raw_buffer(self.weights.bytes(tensor), file_dtype, &tensor.shape, device)?.to_dtype(dtype)
+        read(self.weights, name, tensor, dtype, device)
     }
 
     /// Refuses weights that nobody asked for: a model without them would be another model.
@@ -218,6 +207,26 @@ impl<'a> Source<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// A tensor as candle computes with it.
+pub(crate) fn read(
+    weights: &Weights,
+    name: &str,
+    tensor: &TensorInfo,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    let file_dtype = match tensor.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::F64 => DType::F64,
+        other => {
+            return Err(candle_core::Error::Msg(format!("tensor {name} has type {other}, which is not computed in")));
+        }
+    };
+    Tensor::from_raw_buffer(weights.bytes(tensor), file_dtype, &tensor.shape, device)?.to_dtype(dtype)
 }
 
 impl SimpleBackend for &Source<'_> {

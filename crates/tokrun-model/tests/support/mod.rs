@@ -130,7 +130,9 @@ pub(crate) fn copy_of(fixture: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("there is room");
     for entry in std::fs::read_dir(fixtures().join(fixture)).expect("the fixture is committed") {
         let entry = entry.expect("it can be listed");
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("there is room");
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("there is room");
+        }
     }
     copy
 }
