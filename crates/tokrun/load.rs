@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use tokrun_engine::{ChatTemplate, EngineOptions, SamplingParams, Tokenizer};
+use tokrun_engine::{ChatTemplate, EngineOptions, SamplingParams, TextEncoder, Tokenizer};
 use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
 use tokrun_model::{BackendChoice, LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, Processor, WeightType};
-use tokrun_runtime::{Meter, Runtime, TextModel};
+use tokrun_runtime::{EmbeddingModel, Embeddings, Meter, Runtime, TextModel};
 
 use crate::args::{Backend, Device, Devices, EngineArgs};
 use crate::failure::{Failure, Status};
@@ -82,6 +82,14 @@ impl Found {
         match &self.place {
             Place::Disk(path) => ModelFile::open(path),
             Place::Synthetic(shape, weight_type) => ModelFile::synthetic(shape, *weight_type),
+        }
+    }
+
+    /// The model's file, if it is one that gives vectors of texts.
+    pub(crate) fn embedder(&self) -> Result<Option<ModelFile>, Failure> {
+        match &self.place {
+            Place::Disk(_) => Ok(Some(self.open()?).filter(ModelFile::is_embedder)),
+            Place::Synthetic(..) => Ok(None),
         }
     }
 
@@ -247,6 +255,21 @@ pub(crate) fn open(found: &Found, options: &LoadOptions) -> Result<(TextModel, M
         end_tokens: file.assets().end_token_ids.clone(),
     };
     Ok((model, file.info_as_loaded(options)?))
+}
+
+/// Loads an embedding model, and starts the thread that computes with it.
+pub(crate) fn start_embedder(
+    found: &Found,
+    file: &ModelFile,
+    meter: Arc<dyn Meter>,
+    options: &LoadOptions,
+) -> Result<Embeddings, Failure> {
+    let encoder = TextEncoder::from_assets(file.assets())?;
+    let embedder = file.load_embedder(options)?;
+    for note in embedder.notes() {
+        say!("note: {note}");
+    }
+    Ok(Embeddings::start(EmbeddingModel { name: found.name.clone(), embedder, encoder }, meter)?)
 }
 
 /// The devices that are meant, in order, each of which can compute.

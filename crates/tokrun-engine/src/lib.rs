@@ -23,10 +23,11 @@ pub use request::{
     Finish, FirstStep, RequestId, SampledToken, SequenceStep, StepMetrics, StepReport, Submission, TenantId,
 };
 pub use sampler::{Constraint, SamplingParams, TokenLogprob};
+pub use scheduler::Fairness;
 pub use stop::{StopMatcher, StopStep};
 pub use template::{ChatMessage, ChatTemplate, Conversation, RenderOptions};
-pub use tokenizer::{DetokenizeStream, Tokenizer};
+pub use tokenizer::{DetokenizeStream, TextEncoder, Tokenizer};
 pub use tools::{Tool, ToolCall, ToolChoice, ToolPiece, ToolReader, ToolStyle};
 
 // The seam's own types that this crate's interface speaks of.
-pub use tokrun_model::{Executor, ExecutorInfo, TokenId};
+pub use tokrun_model::{Embedder, EmbedderInfo, Executor, ExecutorInfo, ModelError, TokenId, normalise};

@@ -31,7 +31,7 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 
-use fairness::Fairness;
+pub use fairness::Fairness;
 use sequence::Sequence;
 
 /// More requests than that in one step fill it without guesses.

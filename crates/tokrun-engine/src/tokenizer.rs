@@ -56,10 +56,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer has no token for some part of it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, EngineError> {
-        // The tables of a hostile tokenizer can make the library index out of bounds.
-        let encoding = catching(|| self.encoder.encode_fast(text, add_special).map_err(|error| error.to_string()));
-        let encoding = encoding.flatten().map_err(|reason| EngineError::Encode { reason })?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.encoder, text, add_special)
     }
 
     /// The text of `tokens`, without special tokens.
@@ -124,14 +121,7 @@ impl Tokenizer {
     }
 
     fn from_json(path: &Path) -> Result<Self, EngineError> {
-        let json = std::fs::read(path).map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
-        let broken = |reason| EngineError::BrokenTokenizer { reason: format!("{}: {reason}", path.display()) };
-        let mut encoder: Encoder = serde_json::from_slice(&json).map_err(|error| broken(error.to_string()))?;
-        // Settings for training batches; transformers ignores them as well unless asked.
-        encoder.with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        encoder.with_padding(None);
-        let highest = encoder.get_vocab(true).into_values().max();
-        let vocab_size = highest.ok_or_else(|| broken("its vocabulary is empty".to_owned()))? as usize + 1;
+        let (encoder, vocab_size) = read_json(path)?;
         Self::new(encoder, vocab_size)
     }
 
@@ -139,4 +129,57 @@ impl Tokenizer {
         let pieces = Arc::new(Pieces::of(&encoder, vocab_size)?);
         Ok(Self { encoder, pieces })
     }
+}
+
+/// The half of a tokenizer that models need which give no text back: text to tokens. It takes every `tokenizer.json`.
+#[derive(Debug)]
+pub struct TextEncoder {
+    encoder: Encoder,
+}
+
+impl TextEncoder {
+    /// That of a model.
+    ///
+    /// # Errors
+    /// When it cannot be read or contradicts itself.
+    pub fn from_assets(assets: &Assets) -> Result<Self, EngineError> {
+        let encoder = match &assets.tokenizer {
+            TokenizerSource::Json(path) => read_json(path)?.0,
+            TokenizerSource::Gguf(metadata) => gguf::rebuild(metadata)?.tokenizer,
+        };
+        Ok(Self { encoder })
+    }
+
+    /// The tokens of `text`, with those that the tokenizer puts around every text if `add_special` says so.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for some part of it.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, EngineError> {
+        encode(&self.encoder, text, add_special)
+    }
+
+    /// How a token is spelled, in the tokenizer's own alphabet.
+    pub fn spelling(&self, token: TokenId) -> Option<String> {
+        self.encoder.id_to_token(token)
+    }
+}
+
+fn encode(encoder: &Encoder, text: &str, add_special: bool) -> Result<Vec<TokenId>, EngineError> {
+    // The tables of a hostile tokenizer can make the library index out of bounds.
+    let encoding = catching(|| encoder.encode_fast(text, add_special).map_err(|error| error.to_string()));
+    let encoding = encoding.flatten().map_err(|reason| EngineError::Encode { reason })?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// Reads a `tokenizer.json`; with one more than its highest token.
+fn read_json(path: &Path) -> Result<(Encoder, usize), EngineError> {
+    let json = std::fs::read(path).map_err(|source| EngineError::Read { path: path.to_owned(), source })?;
+    let broken = |reason| EngineError::BrokenTokenizer { reason: format!("{}: {reason}", path.display()) };
+    let mut encoder: Encoder = serde_json::from_slice(&json).map_err(|error| broken(error.to_string()))?;
+    // Settings for training batches; transformers ignores them as well unless asked.
+    encoder.with_truncation(None).map_err(|error| broken(error.to_string()))?;
+    encoder.with_padding(None);
+    let highest = encoder.get_vocab(true).into_values().max();
+    let vocab_size = highest.ok_or_else(|| broken("its vocabulary is empty".to_owned()))? as usize + 1;
+    Ok((encoder, vocab_size))
 }

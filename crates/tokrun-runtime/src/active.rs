@@ -372,6 +372,6 @@ impl Active {
     }
 }
 
-fn micros(from: Instant, to: Instant) -> u64 {
+pub(crate) fn micros(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
 }

@@ -6,6 +6,7 @@
 //! is discarded and never charged.
 
 mod active;
+mod embeddings;
 mod meter;
 mod outcome;
 mod request;
@@ -15,6 +16,7 @@ mod transcript;
 #[cfg(test)]
 mod tests;
 
+pub use embeddings::{EmbedInput, EmbedReply, EmbedRequest, Embedded, EmbeddingModel, Embeddings};
 pub use meter::{LedgerMeter, Meter, Reply, Unmetered};
 pub use outcome::{Allowance, Delta, Event, Latency, Outcome, Sink, Timing, Usage};
 pub use request::{GenerateRequest, Payer, Prompt, RuntimeError, with_causes};
@@ -22,7 +24,7 @@ pub use runtime::{Canceller, Generation, Running, Runtime, TextModel};
 
 // What a caller must name to ask for something, and to read what comes.
 pub use tokrun_engine::{
-    ChatMessage, Conversation, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter, SamplingParams,
-    StepMetrics, SubmitError, TokenId, TokenLogprob, Tokenizer, Tool, ToolCall, ToolChoice, ToolPiece, ToolReader,
-    ToolStyle,
+    ChatMessage, Conversation, EmbedderInfo, EngineError, EngineOptions, ExecutorInfo, Grammar, InvalidParameter,
+    SamplingParams, StepMetrics, SubmitError, TokenId, TokenLogprob, Tokenizer, Tool, ToolCall, ToolChoice, ToolPiece,
+    ToolReader, ToolStyle, normalise,
 };

@@ -65,6 +65,28 @@ pub struct Outcome {
     pub allowance: Option<Allowance>,
 }
 
+impl Outcome {
+    /// That of a request without text, of which nothing was counted.
+    pub fn nothing(request_id: String) -> Self {
+        Self {
+            request_id,
+            text: String::new(),
+            reasoning: String::new(),
+            stopped_by: None,
+            finish_reason: FinishReason::Stop,
+            error: None,
+            prompt_token_ids: Vec::new(),
+            token_ids: Vec::new(),
+            logprobs: None,
+            usage: Usage::default(),
+            energy_uj: None,
+            timing: Timing::default(),
+            limited: None,
+            allowance: None,
+        }
+    }
+}
+
 /// Tokens of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

@@ -75,6 +75,24 @@ pub enum RuntimeError {
     /// The prompt cannot be rendered or encoded.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A text is longer than an embedding model takes.
+    #[error("input {index} has {size}, the model's context only {context_tokens}; shorten it, or cut it into parts")]
+    InputTooLong {
+        /// Which of them, counted from 0.
+        index: usize,
+        /// How long it is.
+        size: String,
+        /// The longest that is taken.
+        context_tokens: usize,
+    },
+    /// A text cannot be embedded.
+    #[error("input {index} cannot be embedded: {reason}")]
+    InvalidInput {
+        /// Which of them, counted from 0.
+        index: usize,
+        /// Why not.
+        reason: String,
+    },
     /// The ledger refuses to pay, or cannot record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

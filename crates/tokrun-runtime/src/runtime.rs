@@ -223,8 +223,10 @@ impl Runtime {
         let (answer, accepted) = channel();
         self.messages.send(Message::Begin(Box::new(begin), submission, answer)).map_err(|_| RuntimeError::Stopped)?;
         accepted.recv().map_err(|_| RuntimeError::Stopped)??;
-        let canceller = Canceller { id, messages: self.messages.clone() };
-        Ok(Running { request_id, prompt_tokens, engine: Arc::clone(&self.engine), canceller })
+        let messages = self.messages.clone();
+        // A runtime that is gone has cancelled everything already.
+        let canceller = Canceller::new(move || drop(messages.send(Message::Cancel(id))));
+        Ok(Running { id, request_id, prompt_tokens, engine: Arc::clone(&self.engine), canceller })
     }
 }
 
@@ -278,6 +280,7 @@ impl Generation {
 /// The reins of a request whose events go to a [`Sink`]. Dropping it cancels the request, if that has not ended; what was
 /// paid until then is settled.
 pub struct Running {
+    id: RequestId,
     request_id: String,
     prompt_tokens: usize,
     engine: Arc<Engine>,
@@ -298,7 +301,7 @@ impl Running {
     /// The reader has dealt with the first `total_tokens` of the answer: the engine computes no more than its window past
     /// them.
     pub fn acknowledge(&self, total_tokens: u64) {
-        self.engine.acknowledge(self.canceller.id, total_tokens);
+        self.engine.acknowledge(self.id, total_tokens);
     }
 
     /// Something that can cancel this request from another thread.
@@ -316,16 +319,16 @@ impl Drop for Running {
 
 /// Cancels one request, from any thread, any number of times.
 #[derive(Clone)]
-pub struct Canceller {
-    id: RequestId,
-    messages: Sender<Message>,
-}
+pub struct Canceller(Arc<dyn Fn() + Send + Sync>);
 
 impl Canceller {
+    pub(crate) fn new(cancel: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(cancel))
+    }
+
     /// Ends the request: what is being paid for is still delivered, the rest is discarded.
     pub fn cancel(&self) {
-        // A runtime that is gone has cancelled everything already.
-        let _ = self.messages.send(Message::Cancel(self.id));
+        (self.0)();
     }
 }
 

@@ -16,6 +16,7 @@ use tokrun_model::{Extend, Logits, ModelError, ModelFile, SequenceHandle};
 use crate::transcript::{Rules, Transcript};
 use crate::{Event, GenerateRequest, Meter, Outcome, Payer, Prompt, Reply, Runtime, TextModel};
 
+mod embeddings;
 mod grammars;
 mod load;
 

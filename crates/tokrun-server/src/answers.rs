@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokrun_ledger::{FinishReason, LedgerError};
-use tokrun_runtime::{Event, GenerateRequest, Outcome, Running, RuntimeError, Timing, Usage};
+use tokrun_runtime::{Event, GenerateRequest, Outcome, Running, RuntimeError};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -138,7 +138,7 @@ fn begin_one(
     sender: &UnboundedSender<(usize, Event)>,
 ) -> Result<Running, RuntimeError> {
     let sender = sender.clone();
-    let observed = Observed::new(app, model.model(), &request);
+    let observed = Observed::new(app, model.name(), &request.payer);
     let (engine, mark) = model.idlest();
     let sink = move |event: Event| {
         // It goes with the request.
@@ -158,19 +158,9 @@ fn unserved(error: RuntimeError) -> Outcome {
         _ => (FinishReason::Error, None),
     };
     Outcome {
-        request_id: String::new(),
-        text: String::new(),
-        reasoning: String::new(),
-        stopped_by: None,
         finish_reason,
         error: (finish_reason == FinishReason::Error).then_some(error),
-        prompt_token_ids: Vec::new(),
-        token_ids: Vec::new(),
-        logprobs: None,
-        usage: Usage::default(),
-        energy_uj: None,
-        timing: Timing::default(),
         limited,
-        allowance: None,
+        ..Outcome::nothing(String::new())
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokrun_ledger::Ledger;
 
 use crate::descriptors;
+use crate::embedders::{Embedders, ServedEmbedder};
 use crate::error::ApiError;
 use crate::links::Links;
 use crate::listen;
@@ -83,6 +84,7 @@ pub(crate) struct App {
     /// The same, for reading what takes a while: nobody's request waits for it.
     pub(crate) books: Ledger,
     pub(crate) models: Models,
+    pub(crate) embedders: Embedders,
     pub(crate) options: ServerOptions,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) live: Arc<Live>,
@@ -174,6 +176,7 @@ impl Server {
                 links: Links::of(&ledger),
                 ledger,
                 models,
+                embedders: Embedders::default(),
                 metrics,
                 live: Arc::default(),
                 sessions: Sessions::default(),
@@ -184,6 +187,14 @@ impl Server {
                 options,
             }),
         }
+    }
+
+    /// Serves embedding models as well.
+    #[must_use]
+    pub fn with_embedders(mut self, served: Vec<ServedEmbedder>) -> Self {
+        let app = Arc::get_mut(&mut self.app).expect("a server that does not listen yet shares nothing");
+        app.embedders = Embedders::new(served);
+        self
     }
 
     /// Serves until a signal says to end (SIGTERM or SIGINT; another one ends what still runs), and then until all is

@@ -15,10 +15,10 @@ use crate::routes::RequestTag;
 
 /// Nothing of it is read before it is known whose it is.
 pub(crate) struct Asked {
-    app: Arc<App>,
-    tag: RequestTag,
-    caller: Caller,
-    payload: Payload,
+    pub(crate) app: Arc<App>,
+    pub(crate) tag: RequestTag,
+    pub(crate) caller: Caller,
+    pub(crate) payload: Payload,
 }
 
 impl FromRequest<Arc<App>> for Asked {

@@ -42,7 +42,12 @@ impl Caller {
 
     /// Whether this caller may use a model.
     pub(crate) fn may_use(&self, model: &Model) -> bool {
-        self.models.as_ref().is_none_or(|models| models.has(model.name()))
+        self.may_use_named(model.name())
+    }
+
+    /// Whether this caller may use the model of this name.
+    pub(crate) fn may_use_named(&self, model: &str) -> bool {
+        self.models.as_ref().is_none_or(|models| models.has(model))
     }
 
     /// Refuses what this caller's role does not allow. `own`: it is about the caller's own wallet.

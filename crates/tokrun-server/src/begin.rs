@@ -186,6 +186,7 @@ fn usable_grammar(
 
 /// The model of this name, if this caller may use it.
 pub(crate) fn find_model(app: &App, caller: &Caller, name: &str) -> Result<Arc<Model>, ApiError> {
+    app.embedders.refuse_to_speak(caller, name)?;
     let model = app.models.get(name)?;
     if caller.may_use(&model) { Ok(model) } else { Err(ApiError::unknown_model(name)) }
 }

@@ -93,6 +93,11 @@ impl ApiError {
         Self { param: Some("model".to_owned()), ..error }
     }
 
+    /// A model of another kind than is asked for.
+    pub(crate) fn wrong_kind(message: impl Into<String>) -> Self {
+        Self { code: Some("unsupported_model"), ..Self::invalid_param("model", message) }
+    }
+
     pub(crate) fn unknown_url(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
         let message = format!("Unknown request URL: {method} {path}.");
@@ -240,6 +245,10 @@ impl From<&RuntimeError> for ApiError {
             RuntimeError::NoTemplate(_) => Self::invalid(error.to_string()),
             RuntimeError::Engine(error) => Self::from(error),
             RuntimeError::Ledger(error) => Self::from(error),
+            RuntimeError::InputTooLong { .. } => {
+                Self { param: Some("input".to_owned()), ..Self::too_long(error.to_string()) }
+            }
+            RuntimeError::InvalidInput { .. } => Self::invalid_param("input", error.to_string()),
             RuntimeError::Stopped => Self::overloaded("The model has stopped; try again."),
             _ => Self::internal(error),
         }

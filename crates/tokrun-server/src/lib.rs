@@ -19,6 +19,7 @@ mod body;
 mod content;
 mod dashboard;
 mod descriptors;
+mod embedders;
 mod error;
 mod health;
 mod limits;
@@ -43,6 +44,7 @@ mod usage;
 
 pub use app::{Moment, Server, ServerOptions};
 pub use axum::http::StatusCode;
+pub use embedders::ServedEmbedder;
 pub use links::Links;
 pub use models::{LoadError, Loaded, Memory, ServedModel};
 pub use tls::Tls;

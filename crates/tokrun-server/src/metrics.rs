@@ -16,10 +16,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use serde_json::{Value, json};
 use tokrun_ledger::FinishReason;
-use tokrun_runtime::{Event, GenerateRequest, Outcome};
+use tokrun_runtime::{Event, Outcome, Payer};
 
 use crate::app::App;
 use crate::balances;
+use crate::embedders::Embedders;
 use crate::models::{Model, Models, Seen};
 
 const TTFT_S: [f64; 22] = [
@@ -246,9 +247,13 @@ impl Metrics {
         })
     }
 
-    fn scrape(&self, models: &Models) {
+    fn scrape(&self, models: &Models, embedders: &Embedders) {
         // What is counted elsewhere is caught up with, by one at a time.
         let _one = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        for embedder in embedders.iter() {
+            let taken = i64::try_from(embedder.places_taken()).unwrap_or(i64::MAX);
+            self.places_taken.get_or_create(&of_model(embedder.name())).set(taken);
+        }
         for model in models.iter() {
             let of_model = of_model(model.name());
             let Seen { state, bytes, metrics: step, counts, .. } = models.see(model);
@@ -281,7 +286,7 @@ impl Metrics {
 
 /// For Prometheus.
 pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    app.metrics.scrape(&app.models);
+    app.metrics.scrape(&app.models, &app.embedders);
     let balances = match balances::of(&app, &headers).await {
         Ok(balances) => balances,
         Err(error) => return error.into_response(),
@@ -305,14 +310,14 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
-    pub(crate) fn new(app: &App, model: &Model, request: &GenerateRequest) -> Self {
-        let of_model = of_model(model.name());
+    pub(crate) fn new(app: &App, model: &str, payer: &Payer) -> Self {
+        let of_model = of_model(model);
         Self {
             generation_tokens: app.metrics.generation_tokens.get_or_create(&of_model).clone(),
             metrics: Arc::clone(&app.metrics),
             of_model,
-            key: request.payer.key.clone(),
-            wallet: request.payer.wallet.clone(),
+            key: payer.key.clone(),
+            wallet: payer.wallet.clone(),
         }
     }
 
@@ -323,7 +328,8 @@ impl Observed {
         }
     }
 
-    fn finished(&self, outcome: &Outcome) {
+    /// It has ended.
+    pub(crate) fn finished(&self, outcome: &Outcome) {
         let (metrics, of_model) = (&self.metrics, &self.of_model);
         let (usage, timing) = (&outcome.usage, &outcome.timing);
         metrics.prompt_tokens.get_or_create(of_model).inc_by(usage.prompt_tokens);

@@ -164,9 +164,8 @@ impl Models {
     }
 
     /// The one that is meant where a request names none.
-    pub(crate) fn first(&self) -> &Arc<Model> {
-        // `Server::new` takes at least one.
-        &self.shelf.models[0]
+    pub(crate) fn first(&self) -> Option<&Arc<Model>> {
+        self.shelf.models.first()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Model>> {

@@ -6,7 +6,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use crate::openai::{chat, completions, models};
+use crate::openai::{chat, completions, embeddings, models};
 use crate::reply::ok;
 use crate::{anthropic, responses, tokens};
 
@@ -112,6 +112,7 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
     let entry = schemas.subschema_for::<models::Entry>();
     let chat_answer = schemas.subschema_for::<chat::answer::Completion<'_>>();
     let completion = schemas.subschema_for::<completions::Completion<'_>>();
+    let embedding_list = schemas.subschema_for::<embeddings::EmbeddingList<'_>>();
     let message = schemas.subschema_for::<anthropic::answer::WireMessage<'_>>();
     let response = object(&["id", "object", "status", "model", "output", "usage", "tokrun"]);
     vec![
@@ -134,6 +135,12 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
             completion,
         )
         .streaming(),
+        Operation::post::<embeddings::EmbeddingsRequest>(
+            "/v1/embeddings",
+            "Gives each text a vector",
+            schemas,
+            embedding_list,
+        ),
         Operation::post::<responses::ResponsesRequest>(
             "/v1/responses",
             "Answers, in OpenAI's newer form",

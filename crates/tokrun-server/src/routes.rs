@@ -42,6 +42,7 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models/{*name}", get(openai::models::show)),
         ("/v1/chat/completions", post(openai::create::<openai::chat::ChatRequest>)),
         ("/v1/completions", post(openai::create::<openai::completions::CompletionRequest>)),
+        ("/v1/embeddings", post(openai::embeddings::create)),
         ("/v1/responses", post(responses::create)),
         ("/v1/messages", post(anthropic::create)),
         ("/v1/messages/count_tokens", post(anthropic::count_tokens)),

@@ -14,6 +14,7 @@ use crate::auth::Caller;
 use crate::begin::find_loaded;
 use crate::body::Payload;
 use crate::content::Content;
+use crate::embedders::Embedder;
 use crate::error::ApiError;
 use crate::models::Lease;
 use crate::reply::ok;
@@ -51,7 +52,15 @@ pub(crate) struct Detokenize {
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
     let tokenized = async {
         let (request, payload) = app.blocking(move |_| Ok((payload.parse::<Tokenize>()?, payload))).await?;
-        let model = find_loaded(&app, &caller, request.model.as_deref().unwrap_or(app.models.first().name())).await?;
+        let name = named(&app, request.model.as_deref());
+        if let Some(embedder) = app.embedders.find(&caller, name) {
+            let tokenized = app.blocking(move |_| {
+                let _counted = payload;
+                request.by_embedder(&embedder)
+            });
+            return tokenized.await;
+        }
+        let model = find_loaded(&app, &caller, name).await?;
         let tokenized = app.blocking(move |_| {
             let _counted = payload;
             request.tokenized(&model)
@@ -87,6 +96,29 @@ impl Tokenize {
     }
 }
 
+/// The model that is meant.
+fn named<'a>(app: &'a App, named: Option<&'a str>) -> &'a str {
+    let first =
+        || app.models.first().map(|model| model.name()).or_else(|| app.embedders.iter().next().map(|it| it.name()));
+    named.or_else(first).unwrap_or_default()
+}
+
+impl Tokenize {
+    /// The tokens that an embedding model makes of a text.
+    fn by_embedder(&self, embedder: &Embedder) -> Result<Value, ApiError> {
+        let (Some(text), None) = (&self.prompt, &self.messages) else {
+            return Err(ApiError::invalid("Give 'prompt': an embedding model takes no conversations."));
+        };
+        let embeddings = &embedder.served.embeddings;
+        let tokens = embeddings.encode(text, self.add_special_tokens.unwrap_or(true));
+        let tokens = tokens.map_err(|error| ApiError::from(&error))?;
+        let spelling = |token: &TokenId| embeddings.encoder().spelling(*token).unwrap_or_default();
+        let texts: Option<Vec<String>> = self.return_token_strs.then(|| tokens.iter().map(spelling).collect());
+        let context_tokens = embeddings.info().context_tokens;
+        Ok(json!({ "count": tokens.len(), "max_model_len": context_tokens, "tokens": tokens, "token_strs": texts }))
+    }
+}
+
 impl Message {
     fn chat_message(&self) -> Result<ChatMessage, ApiError> {
         Ok(ChatMessage::new(&self.role, self.content.text()?))
@@ -97,7 +129,7 @@ impl Message {
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, caller: Caller, payload: Payload) -> Response {
     let text = async {
         let (request, payload) = app.blocking(move |_| Ok((payload.parse::<Detokenize>()?, payload))).await?;
-        let model = find_loaded(&app, &caller, request.model.as_deref().unwrap_or(app.models.first().name())).await?;
+        let model = find_loaded(&app, &caller, named(&app, request.model.as_deref())).await?;
         let text = app.blocking(move |_| {
             let _counted = payload;
             model.runtime().tokenizer().decode(&request.tokens).map_err(|error| ApiError::from(&error))

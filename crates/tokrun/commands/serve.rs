@@ -34,7 +34,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     let tls = tls(args)?;
     let listener = inherited.map_or_else(|| listen(address), Ok)?;
     let catalogue = Said::read()?;
-    let (models, memory_budget_bytes) = models::all(args, &devices, &ledger, &catalogue)?;
+    let models::All { models, embedders, memory_budget_bytes } = models::all(args, &devices, &ledger, &catalogue)?;
     if !ledger.health()?.service {
         ledger.set_service(true)?;
     }
@@ -50,9 +50,11 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
         drain: Duration::from_secs(args.drain),
         ..ServerOptions::default()
     };
-    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    let embed = embedders.iter().map(|embedder| &embedder.name);
+    let names: Vec<String> = models.iter().map(|model| &model.name).chain(embed).cloned().collect();
     say_where(&listener, &names, &options, format)?;
-    let server = Server::with_hook(ledger, models, options, move |moment| hear(moment, &catalogue));
+    let server =
+        Server::with_hook(ledger, models, options, move |moment| hear(moment, &catalogue)).with_embedders(embedders);
     tell_manager(&[NotifyState::Ready]);
     server.run(listener).map_err(|error| Failure::io("cannot serve", &error))?;
     Ok(Status::Done)

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::request::TenantId;
 
+/// What each tenant was served while others waited.
 #[derive(Debug, Default)]
-pub(super) struct Fairness {
+pub struct Fairness {
     /// Tokens served; tenants without an entry are at the floor.
     served: BTreeMap<TenantId, u64>,
     floor: u64,
@@ -22,7 +23,7 @@ pub(super) struct Fairness {
 
 impl Fairness {
     /// Before a step: who has work left undone, and how far anybody may be ahead of them.
-    pub(super) fn level(&mut self, undone: &BTreeSet<TenantId>, slack: u64) {
+    pub fn level(&mut self, undone: &BTreeSet<TenantId>, slack: u64) {
         self.slack = slack;
         match undone.iter().map(|tenant| self.served(*tenant)).min() {
             Some(least) => {
@@ -33,7 +34,8 @@ impl Fairness {
         }
     }
 
-    pub(super) fn served(&self, tenant: TenantId) -> u64 {
+    /// Tokens that the tenant was served, as far as they count.
+    pub fn served(&self, tenant: TenantId) -> u64 {
         self.served.get(&tenant).copied().unwrap_or(self.floor)
     }
 
@@ -42,7 +44,8 @@ impl Fairness {
         (self.floor + self.slack).saturating_sub(self.served(tenant))
     }
 
-    pub(super) fn charge(&mut self, tenant: TenantId, tokens: u64) {
+    /// Tokens are computed for the tenant.
+    pub fn charge(&mut self, tenant: TenantId, tokens: u64) {
         let served = self.served(tenant) + tokens;
         self.served.insert(tenant, served);
     }

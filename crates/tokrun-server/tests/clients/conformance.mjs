@@ -1,6 +1,6 @@
 // The official npm package against a tokrun server, as it comes: no adapter, no patched behaviour.
 //
-//     node conformance.mjs http://127.0.0.1:8080 MODEL [KEY]
+//     node conformance.mjs http://127.0.0.1:8080 MODEL EMBEDDING_MODEL [KEY]
 //
 // It is looked for where TOKRUN_CLIENTS_NODE points, a folder with `node_modules`. Each check is a function; all run, and
 // the exit status is 1 if one failed.
@@ -13,7 +13,7 @@ import path from "node:path";
 const require = createRequire(path.join(process.env.TOKRUN_CLIENTS_NODE ?? process.cwd(), "client.js"));
 const { OpenAI } = require("openai");
 
-const [base, model, apiKey = "unused"] = process.argv.slice(2);
+const [base, model, embedder, apiKey = "unused"] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${base}/v1`, apiKey, maxRetries: 0 });
 const messages = [{ role: "user", content: "Why is the sky blue?" }];
 const ask = (extra = {}) => client.chat.completions.create({ model, messages, max_tokens: 16, temperature: 0, ...extra });
@@ -47,6 +47,17 @@ const checks = {
     }
     assert.equal(text, whole.choices[0].message.content);
     assert.equal(usage.completion_tokens, whole.usage.completion_tokens);
+  },
+
+  async embeddings() {
+    // The package asks for base64 by itself, and makes numbers of it.
+    const answer = await client.embeddings.create({ model: embedder, input: ["one two three", "four"] });
+    const numbers = await client.embeddings.create({ model: embedder, input: "one two three", encoding_format: "float" });
+    const [first, again] = [answer.data[0].embedding, numbers.data[0].embedding];
+    assert.equal(first.length, again.length);
+    first.forEach((value, index) => assert.ok(Math.abs(value - again[index]) < 1e-6));
+    assert.ok(answer.usage.prompt_tokens > 0 && answer.usage.prompt_tokens === answer.tokrun.debited);
+    await assert.rejects(client.embeddings.create({ model, input: "one" }), (error) => error.code === "unsupported_model");
   },
 
   async tools() {

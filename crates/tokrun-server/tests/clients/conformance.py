@@ -1,6 +1,6 @@
 """The official Python packages against a tokrun server, as they come: no adapter, no patched behaviour.
 
-    python conformance.py http://127.0.0.1:8080 MODEL [KEY]
+    python conformance.py http://127.0.0.1:8080 MODEL EMBEDDING_MODEL [KEY]
 
 Each check is a function; all run, and the exit status is 1 if one failed.
 """
@@ -18,8 +18,8 @@ import anthropic
 import openai
 from pydantic import BaseModel
 
-BASE, MODEL = sys.argv[1], sys.argv[2]
-KEY = sys.argv[3] if len(sys.argv) > 3 else "unused"
+BASE, MODEL, EMBEDDER = sys.argv[1:4]
+KEY = sys.argv[4] if len(sys.argv) > 4 else "unused"
 ASK = [{"role": "user", "content": "Why is the sky blue?"}]
 
 client = openai.OpenAI(base_url=BASE + "/v1", api_key=KEY, max_retries=0)
@@ -133,6 +133,22 @@ def openai_completions():
     assert "".join(chunk.choices[0].text for chunk in pieces) == answer.choices[0].text
     two = client.completions.create(model=MODEL, prompt=["Once", "upon"], max_tokens=2)
     assert len(two.choices) == 2
+
+
+def openai_embeddings():
+    # The package asks for base64 by itself, and makes numbers of it.
+    answer = client.embeddings.create(model=EMBEDDER, input=["one two three", "four"])
+    assert [entry.index for entry in answer.data] == [0, 1] and answer.model == EMBEDDER
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == answer.model_extra["tokrun"]["debited"] > 0
+    numbers = client.embeddings.create(model=EMBEDDER, input="one two three", encoding_format="float")
+    first, again = answer.data[0].embedding, numbers.data[0].embedding
+    assert isinstance(again[0], float) and max(abs(a - b) for a, b in zip(first, again, strict=True)) < 1e-6
+    assert abs(sum(value * value for value in first) - 1) < 1e-5
+    tokens = client.embeddings.create(model=EMBEDDER, input=[5, 6, 7], dimensions=8)
+    assert tokens.usage.prompt_tokens == 3 and len(tokens.data[0].embedding) == 8
+    raises(openai.BadRequestError, lambda: client.embeddings.create(model=MODEL, input="one"), "unsupported_model")
+    raises(openai.BadRequestError, lambda: client.embeddings.create(model=EMBEDDER, input="one " * 100), "context_length_exceeded")
+    raises(openai.BadRequestError, lambda: client.embeddings.create(model=EMBEDDER, input="one", dimensions=7))
 
 
 def openai_responses():

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Choices, MODEL, Service};
+use crate::support::{Choices, EMBEDDER, MODEL, Service};
 
 /// A Python with `openai` and `anthropic`: named by `TOKRUN_CLIENTS_PYTHON`, else the one on the path. Required where
 /// `TOKRUN_REQUIRE_CLIENTS` is set; elsewhere a test that lacks it says so.
@@ -24,11 +24,11 @@ fn python() -> Option<String> {
 #[test]
 fn the_official_python_clients_are_served() {
     let Some(python) = python() else { return };
-    let service = Service::with(Choices { context_tokens: 4096, ..Choices::default() });
+    let service = Service::with(Choices { context_tokens: 4096, embeds: true, ..Choices::default() });
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/conformance.py");
     let output = Command::new(python)
         .arg(script)
-        .args([&service.url(""), MODEL])
+        .args([&service.url(""), MODEL, EMBEDDER])
         .env_remove("OPENAI_API_KEY")
         .env_remove("ANTHROPIC_API_KEY")
         .output()
@@ -55,11 +55,11 @@ fn node_folder() -> Option<String> {
 #[test]
 fn the_official_npm_client_is_served() {
     let Some(folder) = node_folder() else { return };
-    let service = Service::with(Choices { context_tokens: 4096, ..Choices::default() });
+    let service = Service::with(Choices { context_tokens: 4096, embeds: true, ..Choices::default() });
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/conformance.mjs");
     let output = Command::new("node")
         .arg(script)
-        .args([&service.url(""), MODEL])
+        .args([&service.url(""), MODEL, EMBEDDER])
         .env("TOKRUN_CLIENTS_NODE", folder)
         .output()
         .expect("node runs");

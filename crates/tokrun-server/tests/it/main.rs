@@ -7,6 +7,7 @@ mod completions;
 mod dashboard;
 mod demand;
 mod dialects;
+mod embeddings;
 mod ends;
 mod errors;
 mod examples;

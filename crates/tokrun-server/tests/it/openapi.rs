@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{MODEL, Reply, Service, chat, with};
+use crate::support::{Choices, EMBEDDER, MODEL, Reply, Service, chat, with};
 
 /// What is wrong with a value under a schema of the document; every keyword is either known here, or fails the test.
 fn faults(document: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
@@ -101,7 +101,7 @@ fn takes(document: &Value, path: &str, request: &Value) -> bool {
 
 #[test]
 fn what_is_answered_is_what_is_described() {
-    let service = Service::new();
+    let service = Service::with(Choices { embeds: true, ..Choices::default() });
     let document = service.get("/openapi.json").ok();
     let version = document["openapi"].as_str().expect("it is text");
     assert!(version.starts_with("3.1"), "{version}");
@@ -124,6 +124,9 @@ fn what_is_answered_is_what_is_described() {
         ("/v1/chat/completions", chat(json!({ "temperature": 9 }))),
         ("/v1/completions", json!({ "model": MODEL, "prompt": "Once", "max_tokens": 4, "logprobs": 2 })),
         ("/v1/completions", json!({ "model": MODEL, "prompt": [[5, 6]], "max_tokens": 4 })),
+        ("/v1/embeddings", json!({ "model": EMBEDDER, "input": ["one", "two"] })),
+        ("/v1/embeddings", json!({ "model": EMBEDDER, "input": [5, 6], "encoding_format": "base64", "dimensions": 8 })),
+        ("/v1/embeddings", json!({ "model": MODEL, "input": [[5], [6]] })),
         ("/v1/responses", json!({ "model": MODEL, "input": "Once", "max_output_tokens": 4 })),
         ("/v1/messages", message.clone()),
         ("/v1/messages", with(message.clone(), json!({ "model": "other" }))),

@@ -11,15 +11,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use tokrun_engine::{ChatTemplate, Executor, Tokenizer};
+use tokrun_engine::{ChatTemplate, Executor, TextEncoder, Tokenizer};
 use tokrun_ledger::{GrantRequest, Ledger, NewKey, Price};
 use tokrun_model::{LoadOptions, ModelFile};
-use tokrun_runtime::{EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
-use tokrun_server::{Loaded, ServedModel, Server, ServerOptions};
+use tokrun_runtime::{EmbeddingModel, Embeddings, EngineOptions, LedgerMeter, Runtime, SamplingParams, TextModel};
+use tokrun_server::{Loaded, ServedEmbedder, ServedModel, Server, ServerOptions};
 
 use crate::scripted::{self, Scripted};
 
 pub(crate) const MODEL: &str = "tiny";
+pub(crate) const EMBEDDER: &str = "tiny-embedder";
 
 /// A running service, ended with the test. Its ledger is sound then, or the test fails.
 pub(crate) struct Service {
@@ -43,6 +44,8 @@ pub(crate) struct Choices {
     /// What a model says that a test has written the answer of.
     pub(crate) says: Option<String>,
     pub(crate) price: Price,
+    /// Whether there is an embedding model as well.
+    pub(crate) embeds: bool,
 }
 
 impl Default for Choices {
@@ -56,6 +59,7 @@ impl Default for Choices {
             options: ServerOptions { payer: Some("ada".to_owned()), ..ServerOptions::default() },
             says: None,
             price: Price::default(),
+            embeds: false,
         }
     }
 }
@@ -90,7 +94,8 @@ impl Service {
         let models = models(&choices, &ledger, home.path());
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
         let address = listener.local_addr().expect("it has an address");
-        let server = Server::new(ledger.clone(), models, choices.options);
+        let embedders = choices.embeds.then(|| tiny_embedder(&ledger)).into_iter().collect();
+        let server = Server::new(ledger.clone(), models, choices.options).with_embedders(embedders);
         let (ends, end) = oneshot::channel();
         let (now, at_once) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -285,6 +290,22 @@ pub(crate) fn tiny_model(name: &str, choices: &Choices, ledger: &Ledger, home: &
             Box::new(move || price)
         },
         sampling: SamplingParams::default(),
+    }
+}
+
+fn tiny_embedder(ledger: &Ledger) -> ServedEmbedder {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/embed-bert");
+    let file = ModelFile::open(&fixture).expect("the fixture opens");
+    let embedder = file.load_embedder(&LoadOptions::default()).expect("it loads");
+    let encoder = TextEncoder::from_assets(file.assets()).expect("its tokenizer works");
+    let model = EmbeddingModel { name: EMBEDDER.to_owned(), embedder, encoder };
+    ServedEmbedder {
+        name: EMBEDDER.to_owned(),
+        aliases: Vec::new(),
+        embeddings: Embeddings::start(model, Arc::new(LedgerMeter(ledger.clone()))).expect("it starts"),
+        places: 64,
+        price: Box::new(Price::default),
+        memory_bytes: 0,
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use tokrun_engine::EngineOptions;
 use tokrun_ledger::Ledger;
+use tokrun_model::ModelFile;
 use tokrun_model::catalogue::Catalogue;
 use tokrun_runtime::{LedgerMeter, Runtime};
-use tokrun_server::{LoadError, Loaded, Memory, ServedModel};
+use tokrun_server::{LoadError, Loaded, Memory, ServedEmbedder, ServedModel};
 
 use super::Said;
 use crate::args::{Device, ServeArgs};
@@ -19,16 +20,30 @@ use crate::{home, output};
 /// What the models may take of each device together, bytes.
 type Budget = BTreeMap<String, u64>;
 
+/// All that were named.
+pub(super) struct All {
+    pub(super) models: Vec<ServedModel>,
+    /// Those that give vectors of texts; they stay in memory.
+    pub(super) embedders: Vec<ServedEmbedder>,
+    /// What the others may take together.
+    pub(super) memory_budget_bytes: Budget,
+}
+
 /// All that were named, and what they may take together. What can never be loaded is refused now.
-pub(super) fn all(
-    args: &ServeArgs,
-    devices: &[Device],
-    ledger: &Ledger,
-    catalogue: &Said,
-) -> Result<(Vec<ServedModel>, Budget), Failure> {
-    let planned = found(args)?.into_iter().map(|found| Ok((plan(args, devices, &found)?, found)));
+pub(super) fn all(args: &ServeArgs, devices: &[Device], ledger: &Ledger, catalogue: &Said) -> Result<All, Failure> {
+    let (mut speak, mut embedders) = (Vec::new(), Vec::new());
+    for found in found(args)? {
+        match found.embedder()? {
+            Some(file) => embedders.push(embedder(args, ledger, found, &file, catalogue)?),
+            None => speak.push(found),
+        }
+    }
+    let planned = speak.into_iter().map(|found| Ok((plan(args, devices, &found)?, found)));
     let planned = planned.collect::<Result<Vec<(Vec<Planned>, Found)>, Failure>>()?;
-    let budget = budget(args, planned.iter().flat_map(|(plans, _)| plans));
+    let mut budget = budget(args, planned.iter().flat_map(|(plans, _)| plans));
+    if let Some(bytes) = budget.get_mut("cpu") {
+        *bytes = bytes.saturating_sub(embedders.iter().map(|embedder| embedder.memory_bytes).sum());
+    }
     for (plans, found) in &planned {
         check(&budget, &found.name, plans.iter())?;
     }
@@ -39,7 +54,7 @@ pub(super) fn all(
         let is_loaded_now = index == 0 || args.preload;
         one(args, plans, is_loaded_now, ledger, found, catalogue)
     });
-    Ok((served.collect::<Result<_, _>>()?, budget))
+    Ok(All { models: served.collect::<Result<_, _>>()?, embedders, memory_budget_bytes: budget })
 }
 
 fn found(args: &ServeArgs) -> Result<Vec<Found>, Failure> {
@@ -56,6 +71,28 @@ fn found(args: &ServeArgs) -> Result<Vec<Found>, Failure> {
         models.push(found);
     }
     Ok(models)
+}
+
+/// A model that gives vectors of texts, which the CPU computes.
+fn embedder(
+    args: &ServeArgs,
+    ledger: &Ledger,
+    found: Found,
+    file: &ModelFile,
+    catalogue: &Said,
+) -> Result<ServedEmbedder, Failure> {
+    found.price()?;
+    let options = args.engine.load_options(Device::Cpu, args.threads, args.max_running);
+    let embeddings = load::start_embedder(&found, file, Arc::new(LedgerMeter(ledger.clone())), &options)?;
+    let said = catalogue.clone();
+    Ok(ServedEmbedder {
+        name: found.name.clone(),
+        aliases: found.entry.as_ref().map(|entry| entry.aliases.clone()).unwrap_or_default(),
+        embeddings,
+        memory_bytes: file.resident_bytes(&options),
+        places: args.max_running.saturating_add(args.max_waiting),
+        price: Box::new(move || said.price(&found)),
+    })
 }
 
 /// What a model takes on each device.
