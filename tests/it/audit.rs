@@ -142,7 +142,7 @@ fn is_json(home: &Home, arguments: &[String]) {
     assert!(values.is_ok_and(|values| !values.is_empty()), "{told}");
 }
 
-/// The commands that have none under them, as their manual pages name them, `wallet show`, and these pages.
+/// The commands that do something by themselves, as their manual pages name them, `wallet show`, and these pages.
 fn leaves(home: &Home) -> BTreeMap<String, String> {
     let directory = home.path().join("man");
     home.json(&["man", &directory.display().to_string()]);
@@ -152,7 +152,9 @@ fn leaves(home: &Home) -> BTreeMap<String, String> {
         let shown = fs::read_to_string(&page).expect("it is text");
         assert!(shown.contains(".SH SYNOPSIS") && shown.contains(".SH DESCRIPTION"), "{}", page.display());
         let name = page.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned();
-        if let Some(command) = name.strip_prefix("tokrun-").filter(|_| !shown.contains(".SH SUBCOMMANDS")) {
+        // With one of those that must be under it, it is nothing by itself.
+        let is_whole = !shown.contains("<\\fIsubcommands\\fR>");
+        if let Some(command) = name.strip_prefix("tokrun-").filter(|_| is_whole) {
             pages.insert(command.replace('-', " "), shown);
         }
     }
