@@ -71,6 +71,9 @@ pub(crate) struct Counts {
     preemptions: u64,
 }
 
+/// A model, with its engines and how long it took to load them, where it is in memory.
+pub(super) type Stocked = (Arc<Model>, Option<(Engines, Duration)>);
+
 /// What a request for a model leads to.
 pub(super) enum Asked {
     Here(Lease),
@@ -114,8 +117,8 @@ const ROOM_CHECK: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(3600);
 
 impl Shelf {
-    /// Of models, with the engines of those that are in memory, and how long it took to load them.
-    pub(super) fn new(models: Vec<(Arc<Model>, Option<(Engines, Duration)>)>, rules: Rules) -> Self {
+    /// Of these models.
+    pub(super) fn new(models: Vec<Stocked>, rules: Rules) -> Self {
         let slot = |(engines, load_time)| Slot {
             engines: Some(Arc::new(engines)),
             used: Some(Instant::now()),
