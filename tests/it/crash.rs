@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::process::Stdio;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use crate::support::{Home, default_model, tiny_model};
+use crate::support::{Home, Random, default_model, tiny_model};
 use crate::transcript::Transcript;
 
 /// The engine computes at most this many tokens past what the reader has.
@@ -100,27 +100,4 @@ fn kill_often(model: &str, kills: usize, max_tokens: usize) {
     assert_eq!(home.json(&["wallet", "show", "ada"])["in_flight"], 0);
     assert_eq!(home.balance("ada"), 1_000_000_000 - spent);
     assert_eq!(home.usage_tokens("ada"), spent);
-}
-
-/// Instants need no good randomness; the seed is printed, so that a failure can be tried again with `TOKRUN_TEST_SEED`.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let named = std::env::var("TOKRUN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = named.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
-            now.as_nanos() as u64
-        });
-        eprintln!("TOKRUN_TEST_SEED={seed}");
-        Self(seed | 1)
-    }
-
-    /// In [0, 1): xorshift64*.
-    fn unit(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

@@ -18,6 +18,7 @@ mod export;
 mod import;
 mod latency;
 mod limits;
+mod load;
 mod month;
 mod people;
 mod prices;

@@ -56,6 +56,12 @@ impl Served {
         serde_json::from_str(&text).expect("it is JSON")
     }
 
+    /// Ends it as a loss of power does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is gone");
+    }
+
     /// Ends it as a service manager does.
     pub(crate) fn terminate(mut self) -> ExitStatus {
         terminate(&mut self.child)

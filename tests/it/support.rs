@@ -1,9 +1,11 @@
 //! A home of its own for each test, and the program run in it.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -158,4 +160,38 @@ pub(crate) fn default_model() -> Option<String> {
         eprintln!("SKIPPED: the default model is not here; `tokrun model pull smollm2-135m` fetches it");
     }
     found.map(|path| path.display().to_string())
+}
+
+/// Lots need no good randomness; the seed is printed, so that a failure can be tried again with `TOKRUN_TEST_SEED`.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new() -> Self {
+        let named = std::env::var("TOKRUN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = named.unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("the clock is past 1970");
+            now.as_nanos() as u64
+        });
+        eprintln!("TOKRUN_TEST_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    /// One of its own for somebody who draws beside this one.
+    pub(crate) fn fork(&mut self) -> Self {
+        self.unit();
+        Self(self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// In [0, 1): xorshift64*.
+    pub(crate) fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A whole number of that range.
+    pub(crate) fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
+        range.start() + (self.unit() * (range.end() - range.start() + 1) as f64) as u64
+    }
 }
