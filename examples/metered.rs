@@ -49,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         splits_reasoning: false,
         logprobs: None,
         priority: 0,
+        deadline: None,
         payer: Payer { wallet: "ada".to_owned(), tags: BTreeMap::new(), ..Payer::default() },
         price: Price::default(),
     })?;

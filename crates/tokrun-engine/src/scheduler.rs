@@ -6,8 +6,8 @@
 //! tokens at most: first those of requests that generate, then chunks of prompts, the longest waiting one first.
 //!
 //! Requests wait until a place and, in a paged cache, blocks for all their tokens are free. The tenant that was served
-//! least comes first ([`fairness`]), then the highest priority, then the longest wait; nobody overtakes the one whose turn
-//! it is because it is small. When running requests need more blocks than there are, the last in that order is preempted:
+//! least comes first ([`fairness`]), then the longest wait; nobody overtakes the one whose turn it is because it is small. A
+//! more urgent request takes the place in line of an earlier one of its own tenant, and never one of another's. When running requests need more blocks than there are, the last in that order is preempted:
 //! it waits again, keeps its tokens, and is computed anew later. So is one that keeps the next one waiting though its
 //! tenant is too far ahead, its own tenant wants something more urgent, or its reader has stalled.
 //!
@@ -173,6 +173,7 @@ impl Scheduler {
     /// with `apply` as often as it samples; all works of a plan before those of the next, which may be planned earlier.
     pub(crate) fn plan(&mut self) -> Plan {
         self.level();
+        self.line_up();
         let mut preempted = Vec::new();
         self.admit(&mut preempted);
         self.make_room(&mut preempted);
@@ -257,6 +258,21 @@ impl Scheduler {
         self.fairness.level(&undone, (longest_prompt + self.limits.step_tokens_max) as u64);
     }
 
+    /// Gives the more urgent requests of a tenant the places in line of its earlier ones.
+    fn line_up(&mut self) {
+        let mut live: Vec<&mut Sequence> = self.waiting.iter_mut().chain(&mut self.running).collect();
+        let are_alike = live.windows(2).all(|pair| pair[0].job.priority == pair[1].job.priority);
+        if are_alike {
+            return live.into_iter().for_each(|sequence| sequence.place = sequence.arrival);
+        }
+        live.sort_unstable_by_key(|sequence| (sequence.job.tenant, sequence.arrival));
+        for own in live.chunk_by_mut(|one, next| one.job.tenant == next.job.tenant) {
+            let places: Vec<u64> = own.iter().map(|sequence| sequence.arrival).collect();
+            own.sort_by_key(|sequence| Reverse(sequence.job.priority));
+            own.iter_mut().zip(places).for_each(|(sequence, place)| sequence.place = place);
+        }
+    }
+
     /// Starts waiting requests in their order, until the next one does not fit.
     fn admit(&mut self, preempted: &mut Vec<RequestId>) {
         while let Some(next) = self.next_waiting() {
@@ -325,7 +341,7 @@ impl Scheduler {
         candidates.max_by_key(|(_, sequence)| self.rank(sequence)).map(|(index, _)| index)
     }
 
-    fn rank(&self, sequence: &Sequence) -> (u64, Reverse<i32>, u64) {
+    fn rank(&self, sequence: &Sequence) -> (u64, u64) {
         sequence.rank(self.fairness.served(sequence.job.tenant))
     }
 
@@ -375,10 +391,10 @@ impl Scheduler {
             let sequence = &self.running[*index];
             let (decodes, passed_over) = (sequence.decodes(), sequence.passed_over);
             let was_forgotten = passed_over >= self.limits.sequences_max;
-            let (served, priority, arrival) = self.rank(sequence);
+            let (served, place) = self.rank(sequence);
             // Those that generate take turns; prompts are finished one after the other.
             let turn = if decodes { passed_over } else { 0 };
-            (!was_forgotten, !decodes, served, priority, Reverse(turn), arrival)
+            (!was_forgotten, !decodes, served, Reverse(turn), place)
         });
         let mut budget = self.limits.step_tokens_max;
         let mut work = Vec::new();

@@ -108,6 +108,8 @@ pub enum FinishReason {
     Allowance,
     /// A limit was reached.
     Limit,
+    /// It was not done in time.
+    Deadline,
     /// The user or client left.
     Cancelled,
     /// Something failed.
@@ -124,6 +126,7 @@ impl FinishReason {
             FinishReason::Length => "length",
             FinishReason::Allowance => "allowance",
             FinishReason::Limit => "limit",
+            FinishReason::Deadline => "deadline",
             FinishReason::Cancelled => "cancelled",
             FinishReason::Error => "error",
             FinishReason::Crashed => "crashed",
@@ -134,8 +137,8 @@ impl FinishReason {
 impl FinishReason {
     /// The reason of a row in the log; one that a later version added reads as an error.
     pub(crate) fn from_log(name: &str) -> FinishReason {
-        use FinishReason::{Allowance, Cancelled, Crashed, Error, Length, Limit, Stop};
-        let known = [Stop, Length, Allowance, Limit, Cancelled, Error, Crashed];
+        use FinishReason::{Allowance, Cancelled, Crashed, Deadline, Error, Length, Limit, Stop};
+        let known = [Stop, Length, Allowance, Limit, Deadline, Cancelled, Error, Crashed];
         known.into_iter().find(|reason| reason.as_str() == name).unwrap_or(Error)
     }
 }

@@ -37,6 +37,7 @@ pub(crate) struct Active {
     rules: Rules,
     prompt: Vec<TokenId>,
     wants_logprobs: bool,
+    deadline: Option<Instant>,
     sink: Sink,
 
     transcript: Transcript,
@@ -82,6 +83,7 @@ pub(crate) struct Begin {
     pub(crate) rules: Rules,
     pub(crate) transcript: Transcript,
     pub(crate) wants_logprobs: bool,
+    pub(crate) deadline: Option<Instant>,
     pub(crate) begun: Instant,
     pub(crate) admitted: Instant,
     pub(crate) sink: Sink,
@@ -97,6 +99,7 @@ impl Active {
             rules: begin.rules,
             prompt: begin.prompt,
             wants_logprobs: begin.wants_logprobs,
+            deadline: begin.deadline,
             sink: begin.sink,
             pending: VecDeque::new(),
             debiting: 0,
@@ -179,6 +182,16 @@ impl Active {
     /// The caller gave up: what is not in a debit already is discarded.
     pub(crate) fn cancel(&mut self) -> Engine {
         self.end_early(FinishReason::Cancelled)
+    }
+
+    /// When it must have ended, if it has not.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| self.ending.is_none())
+    }
+
+    /// Its deadline has passed: what is not in a debit already is discarded.
+    pub(crate) fn run_late(&mut self) -> Engine {
+        self.end_early(FinishReason::Deadline)
     }
 
     /// Something broke; what was paid stays paid.

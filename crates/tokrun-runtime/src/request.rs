@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::time::Instant;
 
 use tokrun_engine::{Conversation, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
 use tokrun_ledger::{Credits, LedgerError, Price};
@@ -30,6 +31,8 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// Among the requests of one wallet a higher one is served first; 0 is the usual.
     pub priority: i32,
+    /// When it must have ended; what was paid until then is its answer.
+    pub deadline: Option<Instant>,
     /// Who pays.
     pub payer: Payer,
     /// What a token costs; frozen into the request when it is admitted.
@@ -102,6 +105,9 @@ pub enum RuntimeError {
     /// The model failed on the way; what was delivered until then is paid and settled.
     #[error("the model failed: {0}")]
     Model(String),
+    /// Its deadline passed before anything was done.
+    #[error("the deadline has passed")]
+    TooLate,
     /// The runtime was shut down.
     #[error("the runtime has stopped")]
     Stopped,

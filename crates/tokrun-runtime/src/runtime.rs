@@ -191,6 +191,9 @@ impl Runtime {
             submission.grammar = Some(self.constraint(grammar, &submission, &rules)?);
         }
 
+        if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(RuntimeError::TooLate);
+        }
         let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         let admitted = self.meter.admit(Admission {
             request_id: request_id.clone(),
@@ -216,6 +219,7 @@ impl Runtime {
             rules,
             transcript,
             wants_logprobs: request.logprobs.is_some(),
+            deadline: request.deadline,
             begun,
             admitted: Instant::now(),
             sink,
@@ -354,7 +358,8 @@ struct Metering {
 impl Metering {
     fn run(mut self, inbox: &Receiver<Message>) {
         loop {
-            let message = match self.debits_due() {
+            let due = [self.debits_due(), self.next_deadline()].into_iter().flatten().min();
+            let message = match due {
                 Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
                 None => inbox.recv().map_err(RecvTimeoutError::from),
             };
@@ -366,6 +371,7 @@ impl Metering {
             while let Ok(message) = inbox.try_recv() {
                 self.handle(message);
             }
+            self.end_the_late();
             if self.debits_due().is_some_and(|due| due <= Instant::now()) {
                 self.send_debits();
             }
@@ -424,6 +430,21 @@ impl Metering {
             && change(active) == active::Engine::MustStop
         {
             self.engine.cancel(id);
+        }
+    }
+
+    /// When the first of the requests must have ended that have not.
+    fn next_deadline(&self) -> Option<Instant> {
+        self.active.values().filter_map(Active::deadline).min()
+    }
+
+    fn end_the_late(&mut self) {
+        let now = Instant::now();
+        let is_late = |active: &Active| active.deadline().is_some_and(|deadline| deadline <= now);
+        let late: Vec<RequestId> =
+            self.active.iter().filter(|(_, active)| is_late(active)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.update(id, Active::run_late);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tokrun_engine::{EngineOptions, Executor, ExecutorInfo, SamplingParams, TokenId, Tokenizer};
@@ -27,6 +27,8 @@ struct HashModel {
     info: ExecutorInfo,
     sequences: HashMap<SequenceHandle, u64>,
     next: u64,
+    /// How long each step takes.
+    pause: Duration,
 }
 
 impl HashModel {
@@ -39,7 +41,7 @@ impl HashModel {
             sequences_max: 4,
             paging: None,
         };
-        Self { info, sequences: HashMap::new(), next: 0 }
+        Self { info, sequences: HashMap::new(), next: 0, pause: Duration::ZERO }
     }
 }
 
@@ -56,6 +58,7 @@ impl Executor for HashModel {
     }
 
     fn extend(&mut self, batch: &[Extend<'_>]) -> Result<Logits<'_>, ModelError> {
+        std::thread::sleep(self.pause);
         let vocab_size = self.info.vocab_size;
         let mut values = vec![0.0; batch.len() * vocab_size];
         for (row, extend) in values.chunks_mut(vocab_size).zip(batch) {
@@ -177,9 +180,14 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn start(tokenizer: &Arc<Tokenizer>, meter: Arc<SlowMeter>, end_tokens: Vec<TokenId>) -> Runtime {
+    start_slow(tokenizer, meter, end_tokens, Duration::ZERO)
+}
+
+/// With a model each of whose steps takes a while.
+fn start_slow(tokenizer: &Arc<Tokenizer>, meter: Arc<SlowMeter>, end_tokens: Vec<TokenId>, pause: Duration) -> Runtime {
     let model = TextModel {
         name: "hash".to_owned(),
-        executor: Box::new(HashModel::new(tokenizer.vocab_size())),
+        executor: Box::new(HashModel { pause, ..HashModel::new(tokenizer.vocab_size()) }),
         tokenizer: Arc::clone(tokenizer),
         template: Err(tokrun_engine::EngineError::NoChatTemplate),
         end_tokens,
@@ -200,6 +208,7 @@ fn request(id: usize, max_tokens: usize, stop: Vec<String>) -> GenerateRequest {
         splits_reasoning: false,
         logprobs: None,
         priority: 0,
+        deadline: None,
         payer: Payer { wallet: "ada".to_owned(), ..Payer::default() },
         price: Price::default(),
     }
@@ -211,6 +220,8 @@ enum Caller {
     ReadsAll,
     CancelsAfter(usize),
     LeavesAfter(usize),
+    /// Reads all that comes within so many milliseconds.
+    HasTime(u64),
 }
 
 fn caller() -> impl Strategy<Value = Caller> {
@@ -218,6 +229,7 @@ fn caller() -> impl Strategy<Value = Caller> {
         3 => Just(Caller::ReadsAll),
         1 => (0..20_usize).prop_map(Caller::CancelsAfter),
         1 => (0..20_usize).prop_map(Caller::LeavesAfter),
+        1 => (0..6_u64).prop_map(Caller::HasTime),
     ]
 }
 
@@ -229,6 +241,10 @@ struct Seen {
 }
 
 fn follow(runtime: &Runtime, request: GenerateRequest, caller: Caller) -> Option<Seen> {
+    let mut request = request;
+    if let Caller::HasTime(ms) = caller {
+        request.deadline = Some(Instant::now() + Duration::from_millis(ms));
+    }
     let mut generation = runtime.generate(request).ok()?;
     let mut seen = Seen { text: String::new(), tokens: 0, outcome: None };
     for count in 0.. {
@@ -343,6 +359,30 @@ fn a_caller_that_sleeps_is_not_charged_past_the_window() {
             taken += u64::from(delta.tokens);
         }
     }
+}
+
+/// What comes too late is not paid; a request that has nothing by then pays nothing at all.
+#[test]
+fn a_request_ends_when_it_must() {
+    let tokenizer = tokenizer();
+    let meter = Arc::new(SlowMeter::new(10_000, usize::MAX, vec![0]));
+    let runtime = start_slow(&tokenizer, Arc::clone(&meter), Vec::new(), Duration::from_millis(20));
+    let ended = |id: usize, time_ms: u64| {
+        let seen = follow(&runtime, request(id, 250, Vec::new()), Caller::HasTime(time_ms)).expect("it is admitted");
+        let outcome = seen.outcome.expect("it ends");
+        let books = meter.books.lock().expect("no test thread panics");
+        let name = format!("request-{id}");
+        assert_eq!(books.settled[&name], (1, FinishReason::Deadline));
+        assert_eq!((outcome.finish_reason, outcome.error.is_none()), (FinishReason::Deadline, true));
+        assert_eq!((seen.tokens, outcome.usage.completion_tokens), (books.paid[&name], books.paid[&name]));
+        (outcome.usage.prompt_tokens, seen.tokens)
+    };
+    assert_eq!(ended(0, 5), (0, 0));
+    let (prompt, output) = ended(1, 400);
+    assert!(prompt == 2 && (1..=20).contains(&output), "{prompt} + {output} tokens");
+    let late = GenerateRequest { deadline: Some(Instant::now()), ..request(2, 250, Vec::new()) };
+    assert!(matches!(runtime.generate(late), Err(crate::RuntimeError::TooLate)));
+    assert!(!meter.books.lock().expect("no test thread panics").paid.contains_key("request-2"));
 }
 
 #[test]

@@ -126,6 +126,9 @@ impl Answers {
                 outcomes.push((choice, *outcome));
             }
         }
+        if outcomes.iter().all(|(_, outcome)| came_to_nothing(outcome)) && !outcomes.is_empty() {
+            return Err(ApiError::too_late());
+        }
         if self.all_finished() { Ok(outcomes) } else { Err(ApiError::from(&RuntimeError::Stopped)) }
     }
 }
@@ -150,11 +153,17 @@ fn begin_one(
     engine.generate_to(request, Box::new(sink))
 }
 
+/// Whether the deadline passed before there was anything to answer with.
+pub(crate) fn came_to_nothing(outcome: &Outcome) -> bool {
+    outcome.finish_reason == FinishReason::Deadline && outcome.usage.completion_tokens == 0
+}
+
 /// The end of an answer that never began.
 fn unserved(error: RuntimeError) -> Outcome {
     let (finish_reason, limited) = match &error {
         RuntimeError::Ledger(LedgerError::Limited { reached }) => (FinishReason::Limit, Some((**reached).clone())),
         RuntimeError::Ledger(LedgerError::Exhausted { .. }) => (FinishReason::Allowance, None),
+        RuntimeError::TooLate => (FinishReason::Deadline, None),
         _ => (FinishReason::Error, None),
     };
     Outcome {

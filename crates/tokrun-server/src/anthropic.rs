@@ -42,6 +42,8 @@ pub(crate) struct MessagesRequest {
     top_p: Option<f32>,
     top_k: Option<usize>,
     metadata: Option<Metadata>,
+    /// Among the requests of one wallet a lower one is served earlier; 0 is the usual.
+    priority: Option<i32>,
     output_config: Option<OutputConfig>,
     /// The older place of `output_config.format`.
     output_format: Option<OutputFormat>,
@@ -163,6 +165,7 @@ impl MessagesRequest {
             },
             stop: self.stop_sequences,
             grammar,
+            priority: self.priority.unwrap_or(0),
             tags,
             ..Wanted::default()
         })

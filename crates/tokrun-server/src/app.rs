@@ -48,6 +48,8 @@ pub struct ServerOptions {
     pub metrics_users: usize,
     /// Speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Requests must have ended so long after they came; what was paid until then is their answer.
+    pub request_timeout: Option<Duration>,
     /// What the models may take of each device together, bytes: one that is not in memory waits until there is room for it.
     /// Of a device that is not named they take what they need.
     pub memory_budget_bytes: BTreeMap<String, u64>,
@@ -71,10 +73,18 @@ impl Default for ServerOptions {
             stall_timeout: Duration::from_secs(120),
             metrics_users: 0,
             tls: None,
+            request_timeout: None,
             memory_budget_bytes: BTreeMap::new(),
             keep_alive: None,
             drain: Duration::from_secs(30),
         }
+    }
+}
+
+impl ServerOptions {
+    /// When a request that came then must have ended.
+    pub(crate) fn deadline(&self, came: Instant) -> Option<Instant> {
+        came.checked_add(self.request_timeout?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::http::HeaderMap;
 use jiff::Timestamp;
@@ -43,6 +44,8 @@ pub(crate) struct Wanted {
     pub(crate) thinks: Option<bool>,
     pub(crate) ignore_eos: bool,
     pub(crate) logprobs: Option<usize>,
+    /// Among the requests of one wallet a lower one is served earlier, as vLLM has it; 0 is the usual.
+    pub(crate) priority: i32,
     pub(crate) tags: BTreeMap<String, String>,
 }
 
@@ -123,10 +126,11 @@ pub(crate) fn begin(
     mut wanted: Wanted,
     Placed { params, places, .. }: Placed,
     model: Lease,
+    deadline: Option<Instant>,
 ) -> Result<Begun, ApiError> {
     wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
     let hearing = wanted.converse(&model)?;
-    let requests = requests(caller, tag, model.model(), wanted, &params);
+    let requests = requests(caller, tag, model.model(), wanted, &params, deadline);
     let answers = Answers::begin(app, &model, places, requests)?;
     let limits = RateLimits::of(&app.ledger, caller, model.name()).unwrap_or_default();
     Ok(Begun { answers, hearing, model, limits, id: tag.0.clone(), created: Timestamp::now() })
@@ -194,7 +198,7 @@ pub(crate) fn find_model(app: &App, caller: &Caller, name: &str) -> Result<Arc<M
 /// The same, in memory: it is waited for.
 pub(crate) async fn find_loaded(app: &App, caller: &Caller, name: &str) -> Result<Lease, ApiError> {
     let model = find_model(app, caller, name)?;
-    app.models.lease(&model).await
+    app.models.lease(&model, app.options.deadline(Instant::now())).await
 }
 
 fn requests(
@@ -203,6 +207,7 @@ fn requests(
     model: &Model,
     wanted: Wanted,
     params: &SamplingParams,
+    deadline: Option<Instant>,
 ) -> Vec<GenerateRequest> {
     let price = (model.served.price)();
     let payer = Payer { tags: wanted.tags, ..caller.payer() };
@@ -218,7 +223,9 @@ fn requests(
         ignore_eos: wanted.ignore_eos,
         splits_reasoning: true,
         logprobs: wanted.logprobs,
-        priority: 0,
+        // A higher one is served first there.
+        priority: 0_i32.saturating_sub(wanted.priority),
+        deadline,
         payer: payer.clone(),
         price,
     };

@@ -139,6 +139,13 @@ impl ApiError {
         }
     }
 
+    /// The deadline passed before there was anything to answer with. Trying again comes too late as well.
+    pub(crate) fn too_late() -> Self {
+        let message = "The deadline passed before an answer began; nothing is charged.";
+        let (status, code) = (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded");
+        Self { is_final: true, ..Self::new(status, "server_error", Some(code), message) }
+    }
+
     /// A failure of ours. Its cause is for the log: it may name files and people.
     pub(crate) fn internal(cause: &dyn std::error::Error) -> Self {
         tracing::error!(cause = %with_causes(cause), "a request failed");
@@ -193,6 +200,7 @@ impl ApiError {
             413 => "request_too_large",
             429 => "rate_limit_error",
             503 => "overloaded_error",
+            504 => "timeout_error",
             400..=499 => "invalid_request_error",
             _ => "api_error",
         };
@@ -249,6 +257,7 @@ impl From<&RuntimeError> for ApiError {
                 Self { param: Some("input".to_owned()), ..Self::too_long(error.to_string()) }
             }
             RuntimeError::InvalidInput { .. } => Self::invalid_param("input", error.to_string()),
+            RuntimeError::TooLate => Self::too_late(),
             RuntimeError::Stopped => Self::overloaded("The model has stopped; try again."),
             _ => Self::internal(error),
         }

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -172,16 +172,22 @@ impl Models {
         self.shelf.models.iter()
     }
 
-    /// The use of a model. Where it is not in memory, that waits until it is: with all others who want it, and for no longer
-    /// than somebody waits.
-    pub(crate) async fn lease(&self, model: &Arc<Model>) -> Result<Lease, ApiError> {
+    /// The use of a model. Where it is not in memory, that waits until it is, with all others who want it: until a deadline,
+    /// and for no longer than somebody waits.
+    pub(crate) async fn lease(&self, model: &Arc<Model>, deadline: Option<Instant>) -> Result<Lease, ApiError> {
         let ending = || ApiError::overloaded("The server is about to end; try again.");
         let mut waiting = match self.shelf.ask(model) {
             Asked::Here(lease) => return Ok(lease),
             Asked::Waits(waiting) => waiting,
             Asked::Ending => return Err(ending()),
         };
-        let answer = waiting.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        let answer = async { waiting.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone()) };
+        let answer = match deadline {
+            Some(deadline) => {
+                tokio::time::timeout_at(deadline.into(), answer).await.map_err(|_| ApiError::too_late())?
+            }
+            None => answer.await,
+        };
         answer.ok_or_else(ending)?.map_err(|error| ApiError::not_loaded(model.name(), &error))
     }
 

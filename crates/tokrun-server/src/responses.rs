@@ -33,6 +33,8 @@ pub(crate) struct ResponsesRequest {
     top_p: Option<f32>,
     stream: Option<bool>,
     text: Option<TextOptions>,
+    /// Among the requests of one wallet a lower one is served earlier; 0 is the usual.
+    priority: Option<i32>,
     user: Option<String>,
     metadata: Option<BTreeMap<String, String>>,
     store: Option<bool>,
@@ -104,6 +106,7 @@ impl ResponsesRequest {
             max_tokens: self.max_output_tokens,
             sampling: Sampling { temperature: self.temperature, top_p: self.top_p, ..Sampling::default() },
             grammar: self.grammar()?,
+            priority: self.priority.unwrap_or(0),
             tags: tags(self.user.as_deref(), self.metadata.as_ref())?,
             ..Wanted::default()
         })

@@ -10,7 +10,7 @@ use futures_util::stream;
 use serde::Serialize;
 use tokrun_runtime::{Delta, Event, Outcome, RuntimeError};
 
-use crate::answers::Answers;
+use crate::answers::{Answers, came_to_nothing};
 use crate::error::ApiError;
 
 /// So often a stream that has nothing to say shows that it lives, so that nothing between here and the client gives up.
@@ -102,6 +102,10 @@ async fn go_on<S: Scribe>(mut answers: Answers, mut scribe: S, frames: &mut Fram
             Event::Finished(outcome) => {
                 if let Some(error) = &outcome.error {
                     scribe.failed(&error.into(), frames);
+                    return Stage::Done;
+                }
+                if answers.count() == 1 && came_to_nothing(&outcome) {
+                    scribe.failed(&ApiError::too_late(), frames);
                     return Stage::Done;
                 }
                 scribe.finished(choice, *outcome, frames);

@@ -32,6 +32,10 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait, of each model; the next one is told to come back later.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_waiting: usize,
+    /// Requests must have ended so long after they came: 30s, 5m; 0 for no bound. One that has no token yet by then is refused
+    /// and pays nothing, any other ends with what it has.
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_none)]
+    pub(crate) request_timeout: Duration,
     /// Load all models at once.
     #[arg(long)]
     pub(crate) preload: bool,
@@ -40,7 +44,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
     pub(crate) memory_budget: Option<u64>,
     /// Unload models that nobody has used for so long: 10m, 1h; 0 for never.
-    #[arg(long, value_name = "TIME", default_value = "0", value_parser = keep_alive)]
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = time_or_none)]
     pub(crate) keep_alive: Duration,
     /// Longest body of a request.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size_bytes)]
@@ -85,7 +89,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// A time, or 0 for none.
-fn keep_alive(text: &str) -> Result<Duration, String> {
+fn time_or_none(text: &str) -> Result<Duration, String> {
     if text == "0" { Ok(Duration::ZERO) } else { span(text) }
 }
 

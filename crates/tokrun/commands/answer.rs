@@ -32,6 +32,7 @@ pub(crate) fn request(
         splits_reasoning: false,
         logprobs: args.sampling.logprobs,
         priority: 0,
+        deadline: None,
         payer: payer.clone(),
         price: found.price()?,
     })

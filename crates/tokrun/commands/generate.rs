@@ -198,6 +198,7 @@ fn finish_reason(reason: FinishReason) -> &'static str {
         FinishReason::Length => "length",
         FinishReason::Allowance => "allowance",
         FinishReason::Limit => "limit",
+        FinishReason::Deadline => "deadline",
         FinishReason::Cancelled => "cancelled",
         FinishReason::Error | FinishReason::Crashed => "error",
     }

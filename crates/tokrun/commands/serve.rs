@@ -46,7 +46,8 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
         metrics_users: args.metrics_users,
         tls,
         memory_budget_bytes,
-        keep_alive: Some(args.keep_alive).filter(|keep_alive| !keep_alive.is_zero()),
+        request_timeout: some(args.request_timeout),
+        keep_alive: some(args.keep_alive),
         drain: Duration::from_secs(args.drain),
         ..ServerOptions::default()
     };
@@ -58,6 +59,10 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     tell_manager(&[NotifyState::Ready]);
     server.run(listener).map_err(|error| Failure::io("cannot serve", &error))?;
     Ok(Status::Done)
+}
+
+fn some(time: Duration) -> Option<Duration> {
+    Some(time).filter(|time| !time.is_zero())
 }
 
 /// Whose allowance pays for requests without a key; `None` where every request needs one: where there are keys, unless

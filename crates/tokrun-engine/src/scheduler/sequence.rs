@@ -1,6 +1,5 @@
 //! A live request as the scheduler sees it: a row of tokens, of which the model has the first ones.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -28,6 +27,8 @@ pub(super) struct Sequence {
     pub(super) job: Job,
     /// In the order of their coming; the oldest is the least.
     pub(super) arrival: u64,
+    /// Its place in line: its arrival, or that of a less urgent request of its tenant.
+    pub(super) place: u64,
     /// Prompt and output.
     pub(super) tokens: Vec<TokenId>,
     /// The first ones that were handed out, the token to come among them; guesses are not.
@@ -62,6 +63,7 @@ impl Sequence {
             tokens: std::mem::take(&mut job.prompt),
             job,
             arrival,
+            place: arrival,
             fed: 0,
             computed: 0,
             under_way: VecDeque::new(),
@@ -215,7 +217,7 @@ impl Sequence {
     }
 
     /// Who keeps its place when there is not enough for all: the least.
-    pub(super) fn rank(&self, served: u64) -> (u64, Reverse<i32>, u64) {
-        (served, Reverse(self.job.priority), self.arrival)
+    pub(super) fn rank(&self, served: u64) -> (u64, u64) {
+        (served, self.place)
     }
 }

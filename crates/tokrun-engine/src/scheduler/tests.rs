@@ -220,6 +220,19 @@ fn the_more_urgent_request_of_a_tenant_goes_first_and_takes_a_place_if_need_be()
 }
 
 #[test]
+fn an_urgent_request_overtakes_nobody_elses() {
+    let mut scheduler = scheduler(1, 8, 100);
+    scheduler.add(of_tenant(1, job(1, 2, 1)));
+    scheduler.add(of_tenant(2, job(2, 2, 1)));
+    scheduler.add(of_tenant(3, job(3, 2, 1)));
+    // Nobody was served yet, so all are equal, and the first to come is the first.
+    scheduler.add(Job { priority: 9, ..of_tenant(2, job(4, 2, 1)) });
+    scheduler.add(Job { priority: i32::MAX, ..of_tenant(4, job(5, 2, 1)) });
+    let all = "1:0..2! Length\n4:0..2! Length\n3:0..2! Length\n5:0..2! Length\n2:0..2! Length\n";
+    assert_eq!(trace(&mut scheduler, 5), all);
+}
+
+#[test]
 fn a_reader_that_stalls_does_not_keep_a_place_for_ever() {
     let mut scheduler = scheduler(1, 8, 2);
     scheduler.add(job(1, 1, 9));

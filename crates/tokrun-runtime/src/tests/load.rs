@@ -171,6 +171,7 @@ fn sixty_four_requests_at_once_are_paid_to_the_token() {
         payer: Payer { wallet: WALLETS[id % 4].to_owned(), ..Payer::default() },
         price,
         priority: (id % 3) as i32,
+        deadline: None,
         ..request(id, 1 + random(id, 4) % 90, Vec::new())
     };
     let seen: Vec<Option<Seen>> = std::thread::scope(|scope| {

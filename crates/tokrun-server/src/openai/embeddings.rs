@@ -1,6 +1,7 @@
 //! `/v1/embeddings`: a vector for each text.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -8,6 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot::{self, Receiver};
+use tokio::time::timeout_at;
 use tokrun_ledger::Action;
 use tokrun_runtime::{Canceller, EmbedInput, EmbedRequest, Embedded, Payer, RuntimeError, TokenId, normalise};
 
@@ -106,13 +108,24 @@ impl Drop for Begun {
 
 /// Answers a request.
 pub(crate) async fn create(asked: Asked) -> Response {
-    let Asked { app, tag, caller, payload } = asked;
+    let Asked { app, tag, caller, payload, deadline } = asked;
     let begun = app.blocking(move |app| begin(app, &caller, &tag, payload.parse()?)).await;
     let answered = match begun {
-        Ok(begun) => answer(begun).await,
+        Ok(begun) => in_time(deadline, answer(begun)).await,
         Err(error) => Err(error),
     };
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What comes of it, unless that comes too late: then it is dropped, and what is not computed yet is not paid.
+async fn in_time(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<Response, ApiError>>,
+) -> Result<Response, ApiError> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline.into(), answer).await.unwrap_or_else(|_| Err(ApiError::too_late())),
+        None => answer.await,
+    }
 }
 
 /// Has what a client wants admitted. May block.

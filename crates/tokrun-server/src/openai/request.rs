@@ -51,6 +51,8 @@ macro_rules! request {
             n: Option<usize>,
             /// Output tokens at most.
             max_tokens: Option<usize>,
+            /// Among the requests of one wallet a lower one is served earlier; 0 is the usual.
+            priority: Option<i32>,
             /// Go on past the model's end tokens.
             ignore_eos: Option<bool>,
             /// Send the answer as it comes.
@@ -77,6 +79,7 @@ macro_rules! request {
                     seed: self.seed,
                     stop: self.stop.as_ref(),
                     n: self.n,
+                    priority: self.priority,
                     ignore_eos: self.ignore_eos,
                     stream: self.stream,
                     stream_options: self.stream_options.as_ref(),
@@ -157,6 +160,7 @@ pub(crate) struct Common<'a> {
     pub(crate) seed: Option<i64>,
     pub(crate) stop: Option<&'a Stop>,
     pub(crate) n: Option<usize>,
+    pub(crate) priority: Option<i32>,
     pub(crate) ignore_eos: Option<bool>,
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<&'a StreamOptions>,
@@ -187,6 +191,7 @@ impl Common<'_> {
             n: self.n.unwrap_or(1),
             sampling: self.sampling()?,
             stop: self.stop()?,
+            priority: self.priority.unwrap_or(0),
             ignore_eos: self.ignore_eos == Some(true),
             tags: tags(self.user, self.metadata)?,
             ..Wanted::default()

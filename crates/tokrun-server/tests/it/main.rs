@@ -5,6 +5,7 @@ mod admin;
 mod clients;
 mod completions;
 mod dashboard;
+mod deadlines;
 mod demand;
 mod dialects;
 mod embeddings;

@@ -195,6 +195,7 @@ impl Test {
             splits_reasoning: false,
             logprobs: None,
             priority: 0,
+            deadline: None,
             payer: Payer { wallet: Scratch::WALLET.to_owned(), ..Payer::default() },
             price: Price::default(),
         }
