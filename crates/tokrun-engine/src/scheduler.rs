@@ -7,9 +7,10 @@
 //!
 //! Requests wait until a place and, in a paged cache, blocks for all their tokens are free. The tenant that was served
 //! least comes first ([`fairness`]), then the longest wait; nobody overtakes the one whose turn it is because it is small. A
-//! more urgent request takes the place in line of an earlier one of its own tenant, and never one of another's. When running requests need more blocks than there are, the last in that order is preempted:
-//! it waits again, keeps its tokens, and is computed anew later. So is one that keeps the next one waiting though its
-//! tenant is too far ahead, its own tenant wants something more urgent, or its reader has stalled.
+//! more urgent request takes the place in line of an earlier one of its own tenant, and never one of another's. When
+//! running requests need more blocks than there are, the last in that order is preempted: it waits again, keeps its tokens,
+//! and is computed anew later. So is one that keeps the next one waiting though its tenant is too far ahead, its own tenant
+//! wants something more urgent, or its reader has stalled.
 //!
 //! A step may be planned while the one before is under way: a request then goes on from a token that is still to come. What
 //! is computed past a token that turns out to end the answer is dropped. Blocks are published when their tokens are known.

@@ -28,7 +28,7 @@ pub(crate) enum Urgency {
 }
 
 /// As many tokens are paid at once: far below any window, so that no request has to wait for its debits.
-const HURRY_TOKENS: usize = 12;
+const HURRY_TOKENS: usize = 8;
 
 pub(crate) struct Active {
     pub(crate) id: RequestId,

@@ -338,9 +338,9 @@ impl Canceller {
 
 /// Between two debits, for each request that runs: what a commit costs the processor then stays a small share of what the
 /// tokens in it cost, and a reader sees no difference: a screen shows some sixty pictures a second.
-const PACE: Duration = Duration::from_millis(4);
+const PACE: Duration = Duration::from_millis(3);
 const PACE_MIN: Duration = Duration::from_millis(16);
-const PACE_MAX: Duration = Duration::from_millis(64);
+const PACE_MAX: Duration = Duration::from_millis(50);
 
 /// The thread's state. One debit, over all requests, is under way at a time: what arrives meanwhile goes into the next.
 struct Metering {
