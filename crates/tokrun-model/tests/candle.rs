@@ -251,7 +251,8 @@ fn ignored_settings_are_refused() {
         ("mistral", r#""new_rope_trick": 3"#, "new_rope_trick"),
         ("llama", r#""model_type": "falcon""#, "gelu"),
         ("llama", r#""model_type": "recurrent_gemma""#, "recurrence"),
-        ("llama", r#""model_type": "bert""#, "no executor for bert"),
+        ("llama", r#""model_type": "t5""#, "no executor for t5"),
+        ("llama", r#""model_type": "bert""#, "an embedding model"),
         ("qwen2", r#""model_type": "llama""#, "ignore tensor model.layers.0.self_attn.k_proj.bias"),
     ];
     assert_refused(load, &cases);

@@ -211,7 +211,7 @@ fn ignored_settings_are_refused() {
         ("gemma3", r#""layer_types": ["full_attention", "chunked_attention"]"#, "chunked_attention"),
         ("olmo2", r#""clip_qkv": 8.0"#, "clip_qkv"),
         ("mistral", r#""new_rope_trick": 3"#, "new_rope_trick"),
-        ("llama", r#""model_type": "bert""#, "no native executor for bert"),
+        ("llama", r#""model_type": "t5""#, "no native executor for t5"),
         ("qwen2", r#""model_type": "llama""#, "ignore tensor model.layers.0.self_attn.k_proj.bias"),
     ];
     assert_refused(load, &cases);
