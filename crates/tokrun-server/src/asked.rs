@@ -53,7 +53,8 @@ impl FromRequest<Arc<App>> for Asked {
 }
 
 impl Asked {
-    /// Understands it, waits until its model is in memory, and has what it wants admitted. `understand` gives that, and what the response must know of it.
+    /// Understands it, waits until its model is in memory, and has what it wants admitted. `understand` gives that, and what
+    /// the response must know of it.
     pub(crate) async fn begin<R: DeserializeOwned, T: Send + 'static>(
         self,
         understand: impl FnOnce(R) -> Result<(Wanted, T), ApiError> + Send + 'static,

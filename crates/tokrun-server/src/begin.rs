@@ -114,7 +114,7 @@ pub(crate) fn place(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Place
         return Err(ApiError::invalid_param("n", format!("Between 1 and {ANSWERS_MAX} answers can be asked for.")));
     }
     let params = wanted.sampling.params(&model.served.sampling)?;
-    let places = model.places(count)?;
+    let places = model.places.take(count)?;
     Ok(Placed { model, params, places })
 }
 

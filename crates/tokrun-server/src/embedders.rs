@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
 use tokrun_runtime::Embeddings;
 
 use crate::auth::Caller;
 use crate::error::ApiError;
+use crate::places::Places;
 
 /// An embedding model that runs, and what it is called and costs.
 pub struct ServedEmbedder {
@@ -31,24 +31,12 @@ pub(crate) struct Embedder {
     pub(crate) served: ServedEmbedder,
     /// When it began to be served.
     pub(crate) since: Timestamp,
-    places: Arc<Semaphore>,
+    pub(crate) places: Places,
 }
 
 impl Embedder {
     pub(crate) fn name(&self) -> &str {
         &self.served.name
-    }
-
-    /// A place for a request, given back when the permit is dropped.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            ApiError::overloaded(format!("All {} places are taken; try again shortly.", self.served.places))
-        })
-    }
-
-    /// Requests that have a place.
-    pub(crate) fn places_taken(&self) -> usize {
-        self.served.places - self.places.available_permits()
     }
 
     fn is_called(&self, name: &str) -> bool {
@@ -63,7 +51,7 @@ pub(crate) struct Embedders(Vec<Arc<Embedder>>);
 impl Embedders {
     pub(crate) fn new(served: Vec<ServedEmbedder>) -> Self {
         let embedder = |served: ServedEmbedder| {
-            Arc::new(Embedder { places: Arc::new(Semaphore::new(served.places)), since: Timestamp::now(), served })
+            Arc::new(Embedder { places: Places::new(served.places), since: Timestamp::now(), served })
         };
         Self(served.into_iter().map(embedder).collect())
     }

@@ -237,7 +237,7 @@ impl Metrics {
             "running": step.running,
             "waiting": step.waiting,
             "places": model.served.places,
-            "places_taken": model.places_taken(),
+            "places_taken": model.places.taken(),
             "kv_blocks": step.blocks,
             "kv_blocks_used": step.blocks_used,
             "preemptions": step.preemptions,
@@ -251,7 +251,7 @@ impl Metrics {
         // What is counted elsewhere is caught up with, by one at a time.
         let _one = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
         for embedder in embedders.iter() {
-            let taken = i64::try_from(embedder.places_taken()).unwrap_or(i64::MAX);
+            let taken = i64::try_from(embedder.places.taken()).unwrap_or(i64::MAX);
             self.places_taken.get_or_create(&of_model(embedder.name())).set(taken);
         }
         for model in models.iter() {
@@ -262,7 +262,7 @@ impl Metrics {
             };
             set(&self.running, step.running);
             set(&self.waiting, step.waiting);
-            set(&self.places_taken, model.places_taken());
+            set(&self.places_taken, model.places.taken());
             let usage = step.blocks_used as f64 / step.blocks.max(1) as f64;
             self.kv_cache_usage.get_or_create(&of_model).set(usage);
             let preemptions = self.preemptions.get_or_create(&of_model);

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokrun_ledger::Price;
 use tokrun_runtime::{Runtime, SamplingParams};
 
 use crate::error::ApiError;
+use crate::places::Places;
 
 mod engines;
 mod keeper;
@@ -89,25 +89,12 @@ pub(crate) struct Model {
     index: usize,
     /// When it began to be served.
     pub(crate) since: Timestamp,
-    places: Arc<Semaphore>,
+    pub(crate) places: Places,
 }
 
 impl Model {
     pub(crate) fn name(&self) -> &str {
         &self.served.name
-    }
-
-    /// Places for so many requests at once, given back when the permit is dropped.
-    pub(crate) fn places(&self, requests: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let wanted = u32::try_from(requests).unwrap_or(u32::MAX);
-        Arc::clone(&self.places).try_acquire_many_owned(wanted).map_err(|_| {
-            ApiError::overloaded(format!("All {} places are taken; try again shortly.", self.served.places))
-        })
-    }
-
-    /// Requests that have a place.
-    pub(crate) fn places_taken(&self) -> usize {
-        self.served.places - self.places.available_permits()
     }
 
     /// What it takes when it is in memory, all devices together.
@@ -130,7 +117,7 @@ pub(crate) struct Models {
 impl Models {
     pub(crate) fn new(served: Vec<ServedModel>, rules: Rules) -> Self {
         let model = |(index, mut served): (usize, ServedModel)| {
-            let places = Arc::new(Semaphore::new(served.places));
+            let places = Places::new(served.places);
             let loaded = served.loaded.take().map(|loaded| (Engines::new(loaded.engines), loaded.took));
             (Arc::new(Model { served, index, since: Timestamp::now(), places }), loaded)
         };
