@@ -3,7 +3,8 @@
 //! A request is encoded, checked and admitted on its caller's thread, and holds what all of its texts cost. A thread of the
 //! model's own computes the texts of all requests in small batches (`worker`), so that a request of thousands of texts
 //! does not stand in the way of one of a single text; wallets are served alike. A request whose texts are all computed
-//! is debited and settled in one commit, and answered after that. One that fails or is cancelled before costs nothing.
+//! is debited and settled in one commit, and answered after that. One that fails, is cancelled or runs late before costs
+//! nothing.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::{Canceller, Meter, Outcome, Payer, RuntimeError};
 
 mod worker;
 
-use worker::{Job, Message, Worker};
+use worker::{End, Job, Message, Worker};
 
 /// More bytes a token than any text has that is worth computing: where there are more, it is too long whatever its tokens
 /// are, and they need not be found.
@@ -42,6 +43,8 @@ pub struct EmbedRequest {
     pub request_id: Option<String>,
     /// At least one.
     pub inputs: Vec<EmbedInput>,
+    /// When all of them must have been computed; else none is paid.
+    pub deadline: Option<Instant>,
     /// Who pays.
     pub payer: Payer,
     /// What a token costs; frozen into the request when it is admitted. Nothing is generated, so that only prompts cost.
@@ -131,6 +134,9 @@ impl Embeddings {
         let texts = request.inputs.iter().enumerate().map(|(index, input)| self.tokens(index, input));
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
+        if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(RuntimeError::TooLate);
+        }
         let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         let admitted = self.meter.admit(Admission {
             request_id: request_id.clone(),
@@ -147,7 +153,8 @@ impl Embeddings {
         })?;
         let tenant = TenantId(self.keys.hash_one(&admitted.wallet_id));
         let cancelled = Arc::new(AtomicBool::new(false));
-        let job = Job::new(request_id.clone(), tenant, texts, Arc::clone(&cancelled), begun, reply);
+        let end = End { cancelled: Arc::clone(&cancelled), deadline: request.deadline };
+        let job = Job::new(request_id.clone(), tenant, texts, end, begun, reply);
         if self.messages.send(Message::Begin(Box::new(job))).is_err() {
             // Nothing was computed: the settlement releases the hold. Should even that fail, the next start does it.
             self.meter.settle(Settlement::new(request_id, FinishReason::Error), Box::new(drop));

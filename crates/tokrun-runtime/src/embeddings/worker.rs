@@ -22,6 +22,12 @@ pub(super) enum Message {
     Shutdown,
 }
 
+/// What ends a request before all of its texts are computed.
+pub(super) struct End {
+    pub(super) cancelled: Arc<AtomicBool>,
+    pub(super) deadline: Option<Instant>,
+}
+
 /// One admitted request.
 pub(super) struct Job {
     request_id: String,
@@ -30,7 +36,7 @@ pub(super) struct Job {
     /// Texts that are not computed yet, by their number; the longest comes last and is taken first.
     waiting: Vec<usize>,
     vectors: Vec<Vec<f32>>,
-    cancelled: Arc<AtomicBool>,
+    end: End,
     begun: Instant,
     admitted: Instant,
     /// When the first of its texts was taken up.
@@ -45,7 +51,7 @@ impl Job {
         request_id: String,
         tenant: TenantId,
         texts: Vec<Vec<TokenId>>,
-        cancelled: Arc<AtomicBool>,
+        end: End,
         begun: Instant,
         reply: EmbedReply,
     ) -> Self {
@@ -60,7 +66,7 @@ impl Job {
             texts,
             waiting,
             vectors,
-            cancelled,
+            end,
             begun,
             admitted,
             taken_up,
@@ -76,9 +82,13 @@ impl Job {
 
     /// How it has ended, if it has.
     fn ending(&self) -> Option<FinishReason> {
-        match self.cancelled.load(Ordering::Relaxed) {
-            true => Some(FinishReason::Cancelled),
-            false => self.waiting.is_empty().then_some(FinishReason::Stop),
+        let is_late = || self.end.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if self.end.cancelled.load(Ordering::Relaxed) {
+            Some(FinishReason::Cancelled)
+        } else if self.waiting.is_empty() {
+            Some(FinishReason::Stop)
+        } else {
+            is_late().then_some(FinishReason::Deadline)
         }
     }
 }

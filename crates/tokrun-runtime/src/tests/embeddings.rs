@@ -21,6 +21,7 @@ fn request(wallet: &str, texts: usize, tokens: usize) -> EmbedRequest {
     EmbedRequest {
         request_id: None,
         inputs: vec![EmbedInput::Tokens(vec![7; tokens]); texts],
+        deadline: None,
         payer: Payer { wallet: wallet.to_owned(), ..Payer::default() },
         price: Price::default(),
     }
@@ -62,6 +63,17 @@ fn what_is_computed_is_paid_and_what_is_cancelled_is_not() {
     let embedded = receiver.recv().expect("it answers");
     assert_eq!((embedded.vectors.len(), embedded.outcome.usage.prompt_tokens), (0, 0));
     assert_eq!(embedded.outcome.finish_reason, FinishReason::Cancelled);
+    assert_eq!(balance(&ledger, "ada"), 99_800);
+
+    let hurried = |time_ms| {
+        let deadline = Some(Instant::now() + Duration::from_millis(time_ms));
+        EmbedRequest { deadline, ..request("ada", 1500, 60) }
+    };
+    let late = ask(&embeddings, hurried(50)).0.recv().expect("it answers");
+    assert_eq!((late.vectors.len(), late.outcome.usage.prompt_tokens), (0, 0));
+    assert_eq!((late.outcome.finish_reason, late.outcome.error.is_none()), (FinishReason::Deadline, true));
+    let refused = embeddings.embed(hurried(0), Box::new(drop));
+    assert!(matches!(refused, Err(crate::RuntimeError::TooLate)));
     assert_eq!(balance(&ledger, "ada"), 99_800);
 
     // What still runs when the model goes is settled without cost.

@@ -9,11 +9,11 @@ use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot::{self, Receiver};
-use tokio::time::timeout_at;
 use tokrun_ledger::Action;
 use tokrun_runtime::{Canceller, EmbedInput, EmbedRequest, Embedded, Payer, RuntimeError, TokenId, normalise};
 
 use super::request::tags;
+use crate::answers::came_to_nothing;
 use crate::app::App;
 use crate::asked::Asked;
 use crate::auth::Caller;
@@ -109,27 +109,22 @@ impl Drop for Begun {
 /// Answers a request.
 pub(crate) async fn create(asked: Asked) -> Response {
     let Asked { app, tag, caller, payload, deadline } = asked;
-    let begun = app.blocking(move |app| begin(app, &caller, &tag, payload.parse()?)).await;
+    let begun = app.blocking(move |app| begin(app, &caller, &tag, payload.parse()?, deadline)).await;
     let answered = match begun {
-        Ok(begun) => in_time(deadline, answer(begun)).await,
+        Ok(begun) => answer(begun).await,
         Err(error) => Err(error),
     };
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// What comes of it, unless that comes too late: then it is dropped, and what is not computed yet is not paid.
-async fn in_time(
-    deadline: Option<Instant>,
-    answer: impl Future<Output = Result<Response, ApiError>>,
-) -> Result<Response, ApiError> {
-    match deadline {
-        Some(deadline) => timeout_at(deadline.into(), answer).await.unwrap_or_else(|_| Err(ApiError::too_late())),
-        None => answer.await,
-    }
-}
-
 /// Has what a client wants admitted. May block.
-fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, request: EmbeddingsRequest) -> Result<Begun, ApiError> {
+fn begin(
+    app: &Arc<App>,
+    caller: &Caller,
+    tag: &RequestTag,
+    request: EmbeddingsRequest,
+    deadline: Option<Instant>,
+) -> Result<Begun, ApiError> {
     if app.is_draining() {
         return Err(ApiError::overloaded("The server is about to end; try again."));
     }
@@ -138,7 +133,7 @@ fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, request: EmbeddingsR
     let dimensions = dimensions(&embedder, request.dimensions)?;
     let inputs = request.input.inputs()?;
     let tags = tags(request.user.as_deref(), None)?;
-    let place = embedder.place()?;
+    let place = embedder.places.take(1)?;
     let (payer, price) = (Payer { tags, ..caller.payer() }, (embedder.served.price)());
     let observed = Observed::new(app, embedder.name(), &payer);
     let (sender, embedded) = oneshot::channel();
@@ -148,7 +143,7 @@ fn begin(app: &Arc<App>, caller: &Caller, tag: &RequestTag, request: EmbeddingsR
         // A client that is gone needs no answer.
         let _ = sender.send(embedded);
     };
-    let wanted = EmbedRequest { request_id: Some(tag.0.clone()), inputs, payer, price };
+    let wanted = EmbedRequest { request_id: Some(tag.0.clone()), inputs, deadline, payer, price };
     let canceller = embedder.served.embeddings.embed(wanted, Box::new(reply)).map_err(|error| {
         ApiError::from(&error).with_refill(&app.ledger, &caller.wallet, app.options.exhausted_status)
     })?;
@@ -217,6 +212,9 @@ async fn answer(mut begun: Begun) -> Result<Response, ApiError> {
     let Embedded { vectors, outcome } = embedded;
     if let Some(error) = &outcome.error {
         return Err(error.into());
+    }
+    if came_to_nothing(&outcome) {
+        return Err(ApiError::too_late());
     }
     if vectors.is_empty() {
         return Err(ApiError::overloaded("The server ended before the embeddings were computed; try again."));

@@ -226,3 +226,12 @@ fn many_clients_at_once_pay_exactly_what_they_are_told() {
     assert_eq!((service.balance() as u64, service.logged()), (2000 - told, (told, 0)));
     assert_eq!(service.metric("tokrun_debited_tokens_total") as u64, told);
 }
+
+#[test]
+fn what_comes_too_late_is_refused_and_costs_nothing() {
+    let service = service();
+    let body = json!({ "model": EMBEDDER, "input": "one" });
+    let reply = service.post_with("/v1/embeddings", &body, &[("x-tokrun-deadline-ms", "0")]);
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("deadline_exceeded")));
+    assert_eq!((service.balance(), service.logged()), (1_000_000, (0, 0)));
+}
