@@ -11,7 +11,9 @@ use tokrun_kernels::cuda::CudaUnavailable;
 use tokrun_ledger::{Credits, Price};
 use tokrun_model::catalogue::{Catalogue, Decimal, Entry, SamplingDefaults};
 use tokrun_model::store::{Resolved, Store};
-use tokrun_model::{BackendChoice, LoadOptions, LoadProgress, ModelError, ModelFile, ModelInfo, Processor, WeightType};
+use tokrun_model::{
+    BackendChoice, LoadOptions, LoadProgress, MemoryPlan, ModelError, ModelFile, ModelInfo, Processor, WeightType,
+};
 use tokrun_runtime::{EmbeddingModel, Embeddings, Meter, Runtime, TextModel};
 
 use crate::args::{Backend, Device, Devices, EngineArgs};
@@ -158,37 +160,47 @@ pub(crate) struct Planned {
 /// Decides it, from the model's header alone.
 pub(crate) fn plan(found: &Found, options: &LoadOptions) -> Result<Planned, Failure> {
     let file = found.open()?;
-    let is_native = options.backend != BackendChoice::Candle;
-    match if is_native { file.plan(options) } else { Err(ModelError::Unsupported { reason: String::new() }) } {
-        Ok(plan) => {
-            let card = plan.device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
-            Ok(Planned {
-                bytes: plan.taken_bytes(),
-                free_bytes: plan.free_bytes,
-                context_tokens: plan.context_tokens,
-                options: LoadOptions {
-                    processor: card.map_or(options.processor, Processor::Cuda),
-                    kv_cache_bytes: Some(plan.kv_cache_bytes),
-                    ..options.clone()
-                },
-                device: plan.device,
-            })
-        }
-        // candle computes it on the CPU, and its caches grow as they are filled.
+    if options.backend == BackendChoice::Candle {
+        return Ok(Planned::on_candle(&file, options));
+    }
+    match file.plan(options) {
+        Ok(plan) => Ok(Planned::natively(plan, options)),
         Err(ModelError::Unsupported { .. }) if options.backend != BackendChoice::Native => {
-            let info = file.info();
-            let context_tokens = options.context_tokens.unwrap_or(usize::MAX).min(info.context_tokens);
-            let tokens = (context_tokens as u64).saturating_mul(options.sequences_max.unwrap_or(1) as u64);
-            let candle = LoadOptions { backend: BackendChoice::Candle, ..options.clone() };
-            Ok(Planned {
-                device: "cpu".to_owned(),
-                bytes: file.resident_bytes(&candle).saturating_add(info.kv_bytes_per_token.saturating_mul(tokens)),
-                free_bytes: u64::MAX,
-                context_tokens,
-                options: options.clone(),
-            })
+            Ok(Planned::on_candle(&file, options))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+impl Planned {
+    fn natively(plan: MemoryPlan, options: &LoadOptions) -> Self {
+        let card = plan.device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+        Self {
+            bytes: plan.taken_bytes(),
+            free_bytes: plan.free_bytes,
+            context_tokens: plan.context_tokens,
+            options: LoadOptions {
+                processor: card.map_or(options.processor, Processor::Cuda),
+                kv_cache_bytes: Some(plan.kv_cache_bytes),
+                ..options.clone()
+            },
+            device: plan.device,
+        }
+    }
+
+    /// candle computes on the CPU, and its caches grow as they are filled.
+    fn on_candle(file: &ModelFile, options: &LoadOptions) -> Self {
+        let info = file.info();
+        let context_tokens = options.context_tokens.unwrap_or(usize::MAX).min(info.context_tokens);
+        let tokens = (context_tokens as u64).saturating_mul(options.sequences_max.unwrap_or(1) as u64);
+        let candle = LoadOptions { backend: BackendChoice::Candle, ..options.clone() };
+        Self {
+            device: "cpu".to_owned(),
+            bytes: file.resident_bytes(&candle).saturating_add(info.kv_bytes_per_token.saturating_mul(tokens)),
+            free_bytes: u64::MAX,
+            context_tokens,
+            options: options.clone(),
+        }
     }
 }
 

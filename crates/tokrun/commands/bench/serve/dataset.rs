@@ -41,14 +41,16 @@ pub(super) enum Prompts {
 
 impl Prompts {
     pub(super) fn open(args: &LoadArgs) -> Result<Self, Failure> {
-        let mut random = StdRng::seed_from_u64(args.seed);
-        Ok(match &args.dataset {
-            Dataset::Random(shape) => {
-                let prefix = (shape.prefix_words > 0).then(|| words(&mut random, shape.prefix_words));
-                Self::Random { shape: *shape, prefix, random: Box::new(random) }
-            }
-            Dataset::File(path) => Self::File(read(path, &mut random)?),
-        })
+        let random = StdRng::seed_from_u64(args.seed);
+        match &args.dataset {
+            Dataset::Random(shape) => Ok(Self::random(*shape, random)),
+            Dataset::File(path) => read(path, random).map(Self::File),
+        }
+    }
+
+    fn random(shape: RandomPrompts, mut random: StdRng) -> Self {
+        let prefix = (shape.prefix_words > 0).then(|| words(&mut random, shape.prefix_words));
+        Self::Random { shape, prefix, random: Box::new(random) }
     }
 
     pub(super) fn next(&mut self) -> Asked {
@@ -76,7 +78,7 @@ fn words(random: &mut StdRng, count: usize) -> String {
     words.join(" ")
 }
 
-fn read(path: &Path, random: &mut StdRng) -> Result<VecDeque<Asked>, Failure> {
+fn read(path: &Path, mut random: StdRng) -> Result<VecDeque<Asked>, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::io(&format!("cannot read {}", path.display()), &error))?;
     let wrong = |what: String| {
@@ -84,14 +86,14 @@ fn read(path: &Path, random: &mut StdRng) -> Result<VecDeque<Asked>, Failure> {
             "a dataset is a JSON list of ShareGPT's form, or a line {\"prompt\": TEXT, \"output_tokens\": N} for each prompt",
         )
     };
-    let mut prompts =
-        if text.trim_start().starts_with('[') { share_gpt(&text) } else { lines(&text) }.map_err(wrong)?;
+    let is_list = text.trim_start().starts_with('[');
+    let mut prompts = if is_list { share_gpt(&text) } else { lines(&text) }.map_err(wrong)?;
     if prompts.is_empty() {
         return Err(wrong("it has no prompts".to_owned()));
     }
     // Its order is as good as none, and a seed is to choose others of its hundred thousand.
-    if text.trim_start().starts_with('[') {
-        prompts.shuffle(random);
+    if is_list {
+        prompts.shuffle(&mut random);
     }
     Ok(prompts.into())
 }
@@ -137,9 +139,7 @@ mod tests {
     use super::*;
 
     fn random(shape: RandomPrompts, seed: u64) -> Prompts {
-        let mut random = StdRng::seed_from_u64(seed);
-        let prefix = (shape.prefix_words > 0).then(|| words(&mut random, shape.prefix_words));
-        Prompts::Random { shape, prefix, random: Box::new(random) }
+        Prompts::random(shape, StdRng::seed_from_u64(seed))
     }
 
     #[test]
