@@ -14,8 +14,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokrun_engine::{Embedder, EmbedderInfo, TenantId, TextEncoder, TokenId};
-use tokrun_ledger::{Admission, Credits, FinishReason, Price, Settlement, StarterGrant};
+use tokrun_ledger::{Credits, FinishReason, Price, Settlement};
 
+use crate::request::refuse_late;
 use crate::{Canceller, Meter, Outcome, Payer, RuntimeError};
 
 mod worker;
@@ -134,23 +135,12 @@ impl Embeddings {
         let texts = request.inputs.iter().enumerate().map(|(index, input)| self.tokens(index, input));
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
-        if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(RuntimeError::TooLate);
-        }
-        let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-        let admitted = self.meter.admit(Admission {
-            request_id: request_id.clone(),
-            wallet: request.payer.wallet,
-            starter: request.payer.starter.map(|amount| StarterGrant { amount }),
-            model: self.name.clone(),
-            device: self.info.device.clone(),
-            // No output is held for.
-            price: Price { output: Credits::ZERO, reasoning: Credits::ZERO, ..request.price },
-            prompt_tokens: tokens as u64,
-            key: request.payer.key,
-            project: request.payer.project,
-            tags: request.payer.tags,
-        })?;
+        refuse_late(request.deadline)?;
+        // No output is held for.
+        let price = Price { output: Credits::ZERO, reasoning: Credits::ZERO, ..request.price };
+        let admission = request.payer.admission(request.request_id, &self.name, &self.info.device, price, tokens);
+        let request_id = admission.request_id.clone();
+        let admitted = self.meter.admit(admission)?;
         let tenant = TenantId(self.keys.hash_one(&admitted.wallet_id));
         let cancelled = Arc::new(AtomicBool::new(false));
         let end = End { cancelled: Arc::clone(&cancelled), deadline: request.deadline };

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use tokrun_engine::{Conversation, EngineError, Grammar, SamplingParams, SubmitError, TokenId};
-use tokrun_ledger::{Credits, LedgerError, Price};
+use tokrun_ledger::{Admission, Credits, LedgerError, Price, StarterGrant};
 
 /// One request for text.
 #[derive(Clone, Debug)]
@@ -63,6 +63,39 @@ pub struct Payer {
     pub project: Option<String>,
     /// Free attribution.
     pub tags: BTreeMap<String, String>,
+}
+
+impl Payer {
+    /// What the ledger is asked before a request of this name, or of a fresh one, is served.
+    pub(crate) fn admission(
+        self,
+        request_id: Option<String>,
+        model: &str,
+        device: &str,
+        price: Price,
+        prompt_tokens: usize,
+    ) -> Admission {
+        Admission {
+            request_id: request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+            wallet: self.wallet,
+            starter: self.starter.map(|amount| StarterGrant { amount }),
+            model: model.to_owned(),
+            device: device.to_owned(),
+            price,
+            prompt_tokens: prompt_tokens as u64,
+            key: self.key,
+            project: self.project,
+            tags: self.tags,
+        }
+    }
+}
+
+/// Refuses a request whose deadline has passed.
+pub(crate) fn refuse_late(deadline: Option<Instant>) -> Result<(), RuntimeError> {
+    match deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        true => Err(RuntimeError::TooLate),
+        false => Ok(()),
+    }
 }
 
 /// Why a request was not served, or not to its end.

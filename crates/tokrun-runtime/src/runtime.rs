@@ -12,9 +12,10 @@ use tokrun_engine::{
     ChatTemplate, Engine, EngineError, EngineOptions, Executor, ExecutorInfo, Grammar, GrammarCompiler, ReasoningTags,
     RequestId, StepMetrics, StepReport, Submission, SubmitError, TenantId, TokenId, Tokenizer,
 };
-use tokrun_ledger::{Admission, Debited, FinishReason, LedgerError, Settled, Settlement, StarterGrant};
+use tokrun_ledger::{Debited, FinishReason, LedgerError, Settled, Settlement};
 
 use crate::active::{self, Active, Begin, Urgency};
+use crate::request::refuse_late;
 use crate::transcript::Transcript;
 use crate::{Event, GenerateRequest, Meter, RuntimeError, Sink};
 
@@ -191,22 +192,11 @@ impl Runtime {
             submission.grammar = Some(self.constraint(grammar, &submission, &rules)?);
         }
 
-        if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(RuntimeError::TooLate);
-        }
-        let request_id = request.request_id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-        let admitted = self.meter.admit(Admission {
-            request_id: request_id.clone(),
-            wallet: request.payer.wallet,
-            starter: request.payer.starter.map(|amount| StarterGrant { amount }),
-            model: self.model.name.clone(),
-            device: self.model.device.clone(),
-            price: request.price,
-            prompt_tokens: prompt.len() as u64,
-            key: request.payer.key,
-            project: request.payer.project,
-            tags: request.payer.tags,
-        })?;
+        refuse_late(request.deadline)?;
+        let ModelFacts { name, device, .. } = &self.model;
+        let admission = request.payer.admission(request.request_id, name, device, request.price, prompt.len());
+        let request_id = admission.request_id.clone();
+        let admitted = self.meter.admit(admission)?;
         // Wallets share the machine evenly; a team shares the prefixes of its prompts, and nobody else learns from timing
         // what it asked.
         submission.tenant = TenantId(self.keys.hash_one(&admitted.wallet_id));
