@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use uuid::Uuid;
 
 use crate::place::{Place, open_private, sync_file};
@@ -58,6 +58,9 @@ pub(crate) fn open(place: &Place, now_us: i64) -> Result<Connection> {
         return Err(LedgerError::ReadOnly { path: place.file.clone() });
     }
     configure(&conn).map_err(|error| LedgerError::at_open(&place.file, error))?;
+    if has_frames(place) {
+        make_durable(&conn).map_err(|error| LedgerError::at_open(&place.file, error))?;
+    }
     migrate(&conn)?;
     Ok(conn)
 }
@@ -178,8 +181,7 @@ fn check_identity(place: &Place, conn: &Connection) -> Result<()> {
 fn require_whole_pages(place: &Place, conn: &Connection) -> Result<()> {
     let page_bytes: u64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let file = fs::metadata(&place.file).map_err(|source| LedgerError::io("read", &place.file, source))?;
-    let has_frames = fs::metadata(place.beside("-wal")).is_ok_and(|log| log.len() > WAL_HEADER_BYTES);
-    match has_frames || file.len().is_multiple_of(page_bytes) {
+    match has_frames(place) || file.len().is_multiple_of(page_bytes) {
         true => Ok(()),
         false => Err(LedgerError::Corrupt { reason: "its last page is cut off".into() }),
     }
@@ -198,6 +200,17 @@ fn configure(conn: &Connection) -> rusqlite::Result<()> {
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
     Ok(())
+}
+
+/// Makes good what a log holds. Whoever died, or whose disk failed, may have left a commit in it that was never synced:
+/// SQLite reads it all the same, and so would whoever repeats a request under its key, until the power fails. A
+/// checkpoint syncs the log before it copies anything, so a disk that is full says so after that. One that another
+/// connection is at already, or has done, does as well.
+fn make_durable(conn: &Connection) -> rusqlite::Result<()> {
+    match conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Brings the schema up to date, all or nothing.
@@ -248,6 +261,11 @@ fn immutable_uri(path: &Path) -> String {
         .map(|&byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect();
     format!("file:{escaped}?immutable=1")
+}
+
+/// Whether a write-ahead log lies beside the file that may hold commits.
+fn has_frames(place: &Place) -> bool {
+    fs::metadata(place.beside("-wal")).is_ok_and(|log| log.len() > WAL_HEADER_BYTES)
 }
 
 /// Whether a write-ahead log with something in it lies beside the file.

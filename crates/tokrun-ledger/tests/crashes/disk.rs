@@ -96,7 +96,10 @@ impl Disk {
     pub(crate) fn sync(&self, path: &Path) {
         let mut inner = self.inner.lock().unwrap();
         inner.maybe_crash();
-        if let Some(file) = inner.files.get_mut(&name(path)) {
+        let name = name(path);
+        // A new file of an old name, in a directory that SQLite syncs with it: the old one cannot come back.
+        inner.removed.remove(&name);
+        if let Some(file) = inner.files.get_mut(&name) {
             let since = std::mem::take(&mut file.since);
             since.iter().for_each(|change| change.apply(&mut file.synced));
         }
@@ -118,25 +121,30 @@ impl Disk {
         change(&mut self.inner.lock().unwrap().known);
     }
 
+    /// The power fails now.
+    pub(crate) fn crash(&self) {
+        self.inner.lock().unwrap().crash();
+    }
+
     pub(crate) fn take_crashes(&self) -> Vec<Crash> {
         std::mem::take(&mut self.inner.lock().unwrap().crashes)
     }
 
     fn change(&self, path: &Path, change: Change) {
         let mut inner = self.inner.lock().unwrap();
-        let name = name(path);
-        // A new file of an old name: the old one cannot come back.
-        inner.removed.remove(&name);
-        inner.files.entry(name).or_default().since.push(change);
+        inner.files.entry(name(path)).or_default().since.push(change);
         inner.maybe_crash();
     }
 }
 
 impl Inner {
     fn maybe_crash(&mut self) {
-        if self.rng.u64(..CALLS_A_CRASH) > 0 {
-            return;
+        if self.rng.u64(..CALLS_A_CRASH) == 0 {
+            self.crash();
         }
+    }
+
+    fn crash(&mut self) {
         let rng = &mut self.rng;
         let mut files: BTreeMap<_, _> =
             self.files.iter().map(|(name, file)| (name.clone(), file.after_crash(rng))).collect();
@@ -205,16 +213,26 @@ struct Fault {
     left: AtomicU64,
     /// How many fail.
     count: u64,
+    /// Whether somebody mends the disk before the ledger is opened again.
+    is_mended: bool,
     happened: AtomicU64,
 }
 
 impl Faults {
-    /// One call, a few in a row, or all from some point on.
+    /// One call, a few in a row, or all from some point on, for good or until the ledger is closed.
     pub(crate) fn of_seed(seed: u64) -> Faults {
         let mut rng = Rng::with_seed(!seed);
-        let count = [1, 1, rng.u64(2..6), u64::MAX][rng.usize(..4)];
-        let fault = Fault { left: AtomicU64::new(rng.u64(..600)), count, happened: AtomicU64::new(0) };
-        Faults(Some(Arc::new(fault)))
+        let (count, is_mended) =
+            [(1, false), (rng.u64(2..6), false), (u64::MAX, true), (u64::MAX, false)][rng.usize(..4)];
+        let left = AtomicU64::new(rng.u64(..600));
+        Faults(Some(Arc::new(Fault { left, count, is_mended, happened: AtomicU64::new(0) })))
+    }
+
+    /// The ledger is closed.
+    pub(crate) fn close(&self) {
+        if self.0.as_ref().is_some_and(|fault| fault.is_mended) && self.happened() > 0 {
+            self.end();
+        }
     }
 
     pub(crate) fn happened(&self) -> u64 {

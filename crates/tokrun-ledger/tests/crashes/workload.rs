@@ -187,8 +187,15 @@ pub(crate) fn run(seed: u64, faults: &Faults) -> u64 {
     drop(Ledger::open(&path).unwrap());
     let disk = Disk::new(&directory, seed, faults.clone());
     vfs::mount(&disk);
-    let mut life =
-        Life { path: &path, disk: &disk, faults, ledger: None, state: State::default(), doubtful: Vec::new() };
+    let mut life = Life {
+        path: &path,
+        disk: &disk,
+        faults,
+        ledger: None,
+        state: State::default(),
+        doubtful: Vec::new(),
+        refused: Vec::new(),
+    };
     life.live(Rng::with_seed(!seed));
     let possible = life.end();
     faults.end();
@@ -212,6 +219,9 @@ struct Life<'a> {
     state: State,
     /// What was refused by a disk that refused all that followed as well: it may be found by who opens the file next.
     doubtful: Vec<State>,
+    /// What was refused since the last that was acknowledged. It may be in a log that is removed, and come back with it
+    /// as long as there is no other.
+    refused: Vec<State>,
 }
 
 impl Life<'_> {
@@ -234,7 +244,8 @@ impl Life<'_> {
                     assert!(failures > 0, "step {step}, {op:?}: {error}");
                     self.close();
                     next.open.clear();
-                    self.doubtful.extend((self.faults.happened() > failures).then_some(next));
+                    self.doubtful.extend((self.faults.happened() > failures).then(|| next.clone()));
+                    self.refused.push(next);
                 }
             }
         }
@@ -244,13 +255,22 @@ impl Life<'_> {
     fn close(&mut self) {
         self.ledger = None;
         self.state.open.clear();
+        self.faults.close();
     }
 
     fn open(&mut self) {
         match Ledger::open(self.path).and_then(|ledger| Ok((self.found_in(&ledger)?, ledger))) {
             Ok((state, ledger)) => {
+                let found_refused = state != self.state;
+                let refused = std::mem::take(&mut self.refused);
                 self.learn(state);
                 self.doubtful.clear();
+                if !found_refused {
+                    self.disk.know(|known| known.doubtful.clone_from(&refused));
+                    self.refused = refused;
+                }
+                // What was found is relied on from now on, as it is by whoever repeats a request under its key.
+                self.disk.crash();
                 self.ledger = Some(ledger);
             }
             Err(error) => assert!(self.faults.happened() > 0, "a sound disk: {error}"),
@@ -268,6 +288,7 @@ impl Life<'_> {
 
     fn learn(&mut self, state: State) {
         self.state = state;
+        self.refused.clear();
         self.disk.know(|known| (known.sure, known.doubtful) = (self.state.clone(), Vec::new()));
     }
 
