@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    AskView, CreatedKey, Forecast, GrantView, KeyView, LimitReached, LimitView, Percentiles, Quota, RecurringView,
-    Reversed, Share, Transferred, UsageRow, WalletView,
+    AskView, CreatedKey, CreditValue, Forecast, GrantView, KeyView, LimitReached, LimitView, Percentiles, Price,
+    PriceView, Quota, RecurringView, Reversed, Share, Spent, Statement, StatementLine, Transferred, UsageRow,
+    WalletView,
 };
 
 /// A wallet.
@@ -126,6 +127,93 @@ pub fn reversed(done: &Reversed, of: &str) -> Value {
         "reversed": done.reversed,
         "unit": "credits",
         "wallet": wallet(&done.wallet),
+    })
+}
+
+/// A price, wherever it comes from.
+#[derive(Debug, Clone)]
+pub struct ShownPrice {
+    /// Of one that is the ledger's.
+    pub id: Option<String>,
+    /// The name of the model.
+    pub model: String,
+    /// What its tokens cost.
+    pub price: Price,
+    /// What a credit is worth.
+    pub value: Option<CreditValue>,
+    /// From when on.
+    pub from: Option<Timestamp>,
+    /// Until when.
+    pub until: Option<Timestamp>,
+}
+
+impl From<PriceView> for ShownPrice {
+    fn from(view: PriceView) -> ShownPrice {
+        let PriceView { id, model, price, value, from, until } = view;
+        ShownPrice { id: Some(id), model, price, value, from: Some(from), until }
+    }
+}
+
+/// A price.
+pub fn price(shown: &ShownPrice) -> Value {
+    let Price { prompt, cached_prompt, output, reasoning } = shown.price;
+    json!({
+        "id": shown.id,
+        "model": shown.model,
+        "source": if shown.id.is_some() { "ledger" } else { "catalogue" },
+        "prompt": prompt,
+        "cached_prompt": cached_prompt,
+        "output": output,
+        "reasoning": reasoning,
+        "value": shown.value.as_ref().map(ToString::to_string),
+        "from": shown.from,
+        "until": shown.until,
+    })
+}
+
+/// A statement.
+pub fn statement(statement: &Statement) -> Value {
+    let totals = statement.totals().into_iter().map(|(what, sum)| (what.to_owned(), json!(sum)));
+    let spent = |groups: &[Spent]| -> Value {
+        let group = |spent: &Spent| json!({ "key": spent.key, "requests": spent.requests, "tokens": spent.tokens, "amount": spent.amount });
+        groups.iter().map(group).collect()
+    };
+    json!({
+        "wallet": statement.wallet,
+        "subtree": statement.subtree,
+        "zone": statement.zone,
+        "from": statement.from,
+        "to": statement.to,
+        "opening": statement.opening,
+        "lines": statement.lines.iter().map(statement_line).collect::<Value>(),
+        "totals": Value::Object(totals.collect()),
+        "spending": {
+            "by_model": spent(&statement.spending.by_model),
+            "by_project": spent(&statement.spending.by_project),
+            "by_wallet": spent(&statement.spending.by_wallet),
+            "by_day": spent(&statement.spending.by_day),
+        },
+        "in_flight": statement.in_flight,
+        "closing": statement.closing,
+        "unit": "credits",
+    })
+}
+
+fn statement_line(line: &StatementLine) -> Value {
+    let request = line.request.as_ref();
+    json!({
+        "date": line.date,
+        "kind": line.kind,
+        "amount": line.amount,
+        "balance_after": line.balance_after,
+        "moved": line.moved,
+        "request_id": line.request_id,
+        "wallet": request.map(|request| &request.wallet),
+        "model": request.map(|request| &request.model),
+        "project": request.and_then(|request| request.project.as_ref()),
+        "tokens": request.map(|request| request.tokens),
+        "other": line.other,
+        "memo": line.memo,
     })
 }
 

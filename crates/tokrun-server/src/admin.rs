@@ -10,6 +10,7 @@ mod fields;
 mod grants;
 mod keys;
 mod limits;
+mod prices;
 mod reads;
 mod refusals;
 mod standing;
@@ -48,12 +49,15 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/wallets/{name}/revoke", post(wallets::revoke))
         .route("/wallets/{name}/grants", post(grants::grant))
         .route("/wallets/{name}/deposit", post(grants::deposit))
+        .route("/wallets/{name}/statement", get(reads::statement))
         .route("/grants/{id}", axum::routing::delete(grants::void))
         .route("/transfers", post(grants::transfer))
         .route("/refunds", post(grants::refund))
         .route("/corrections", post(grants::correct))
         .route("/limits", get(limits::list).post(limits::set))
         .route("/limits/{id}", axum::routing::delete(limits::remove))
+        .route("/prices", get(prices::list).post(prices::set))
+        .route("/prices/{id}", axum::routing::delete(prices::remove))
         .route("/keys", get(keys::list).post(keys::create))
         .route("/keys/{id}", get(keys::show).delete(keys::revoke))
         .route("/keys/{id}/rotate", post(keys::rotate))

@@ -5,7 +5,8 @@ mod ratio;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokrun_ledger::{NewPrice, Price, PriceView};
+use tokrun_ledger::json::{self as ledger_json, ShownPrice};
+use tokrun_ledger::{NewPrice, Price};
 use tokrun_model::catalogue::Catalogue;
 
 pub(crate) use ratio::{Money, Ratio};
@@ -21,7 +22,7 @@ pub(crate) fn run(command: PriceCommand, format: Format) -> Result<Status, Failu
         PriceCommand::Set(args) => {
             let set = answer::ledger()?.set_price(new(args)?)?;
             match format {
-                Format::Json => out!("{}", json_price(&Shown::of_ledger(&set))),
+                Format::Json => out!("{}", ledger_json::price(&set.into())),
                 _ => out!("{} costs {} from {} on", set.model, described(&set.price), set.from),
             }
         }
@@ -58,39 +59,16 @@ fn canonical(catalogue: &Catalogue, name: String) -> String {
     catalogue.get(&name).map_or(name, |entry| entry.name.clone())
 }
 
-/// A price, wherever it comes from.
-struct Shown {
-    id: Option<String>,
-    model: String,
-    price: Price,
-    value: Option<String>,
-    from: Option<Timestamp>,
-    until: Option<Timestamp>,
-}
-
-impl Shown {
-    fn of_ledger(view: &PriceView) -> Shown {
-        Shown {
-            id: Some(view.id.clone()),
-            model: view.model.clone(),
-            price: view.price,
-            value: view.value.as_ref().map(ToString::to_string),
-            from: Some(view.from),
-            until: view.until,
-        }
-    }
-}
-
 fn list(model: Option<&str>, at: Option<Timestamp>, format: Format) -> Result<(), Failure> {
     let catalogue = Catalogue::load(&home::directory()?)?;
     let views = answer::ledger_to_read()?.prices(at)?;
-    let mut prices: Vec<Shown> = views.iter().map(Shown::of_ledger).collect();
+    let mut prices: Vec<ShownPrice> = views.into_iter().map(ShownPrice::from).collect();
     if let Some(at) = at {
         for entry in catalogue.entries() {
             if !prices.iter().any(|price| price.model == entry.name) {
                 let (price, model) = (load::price_of(entry, at)?, entry.name.clone());
                 let from = entry.price_at(at).from;
-                prices.push(Shown { id: None, model, price, value: None, from, until: None });
+                prices.push(ShownPrice { id: None, model, price, value: None, from, until: None });
             }
         }
         prices.sort_by(|left, right| left.model.cmp(&right.model));
@@ -100,7 +78,7 @@ fn list(model: Option<&str>, at: Option<Timestamp>, format: Format) -> Result<()
         prices.retain(|price| price.model == model);
     }
     if format == Format::Json {
-        out!("{}", Value::from_iter(prices.iter().map(json_price)));
+        out!("{}", Value::from_iter(prices.iter().map(ledger_json::price)));
         return Ok(());
     }
     let rows = prices.iter().map(|shown| {
@@ -108,7 +86,7 @@ fn list(model: Option<&str>, at: Option<Timestamp>, format: Format) -> Result<()
         let Price { prompt, cached_prompt, output, reasoning } = shown.price;
         let mut row = vec![output::plain(&shown.model)];
         row.extend([prompt, cached_prompt, output, reasoning].map(output::credits));
-        row.push(shown.value.clone().unwrap_or_default());
+        row.push(shown.value.as_ref().map(ToString::to_string).unwrap_or_default());
         row.extend([instant(shown.from), instant(shown.until)]);
         row.push(shown.id.clone().unwrap_or_else(|| "(catalogue)".into()));
         row
@@ -121,20 +99,4 @@ fn list(model: Option<&str>, at: Option<Timestamp>, format: Format) -> Result<()
 fn described(price: &Price) -> String {
     let Price { prompt, cached_prompt, output, reasoning } = price;
     format!("{prompt} a prompt token, {cached_prompt} cached, {output} an output token, {reasoning} reasoning")
-}
-
-fn json_price(shown: &Shown) -> Value {
-    let price = &shown.price;
-    json!({
-        "id": shown.id,
-        "model": shown.model,
-        "source": if shown.id.is_some() { "ledger" } else { "catalogue" },
-        "prompt": output::credits_json(price.prompt),
-        "cached_prompt": output::credits_json(price.cached_prompt),
-        "output": output::credits_json(price.output),
-        "reasoning": output::credits_json(price.reasoning),
-        "value": shown.value,
-        "from": shown.from,
-        "until": shown.until,
-    })
 }

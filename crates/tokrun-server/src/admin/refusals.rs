@@ -13,6 +13,7 @@ pub(crate) fn refusal(error: &LedgerError) -> ApiError {
         E::UnknownGrant { .. } => (StatusCode::NOT_FOUND, "unknown_grant"),
         E::NotSettled { .. } | E::UnknownAsk { .. } => (StatusCode::NOT_FOUND, "unknown_request"),
         E::UnknownLimit { .. } => (StatusCode::NOT_FOUND, "unknown_limit"),
+        E::UnknownPrice { .. } => (StatusCode::NOT_FOUND, "unknown_price"),
         E::UnknownKey { .. } => (StatusCode::NOT_FOUND, "unknown_key"),
         E::WalletExists { .. } => (StatusCode::CONFLICT, "wallet_exists"),
         E::KeyExists { .. } => (StatusCode::CONFLICT, "key_exists"),
@@ -26,6 +27,7 @@ pub(crate) fn refusal(error: &LedgerError) -> ApiError {
         | E::InvalidGrant { .. }
         | E::InvalidReversal { .. }
         | E::InvalidLimit { .. }
+        | E::InvalidPrice { .. }
         | E::InvalidKey { .. } => (StatusCode::BAD_REQUEST, "invalid"),
         _ => return ApiError::from(error),
     };

@@ -92,6 +92,48 @@ fn an_admin_runs_the_whole_life_of_a_wallet() {
 }
 
 #[test]
+fn finance_sets_prices_and_everybody_sees_them() {
+    let office = Office::new();
+    let new = json!({ "model": "alias", "prompt": 0.5, "output": 2, "value": "0.002EUR" });
+    assert_eq!(code(&office.ask(&office.ada, "POST", "/prices", &new)), (403, "insufficient_permissions".to_owned()));
+    assert_eq!(code(&office.ask(&office.eyes, "POST", "/prices", &new)), (403, "insufficient_permissions".to_owned()));
+    let set = office.ask(&office.books, "POST", "/prices", &new).ok();
+    assert_eq!((&set["model"], &set["cached_prompt"], &set["reasoning"]), (&json!("tiny"), &json!(0.5), &json!(2)));
+    assert_eq!(office.ask(&office.ada, "GET", "/prices?model=alias", &Value::Null).ok(), json!([set]));
+    let answer = office.service.with_key(&office.ada, "POST", "/v1/chat/completions", Some(&chat(json!({})))).ok();
+    let count = |name: &str| answer["usage"][name].as_f64().expect("a count");
+    assert_eq!(answer["tokrun"]["debited"], 0.5 * count("prompt_tokens") + 2.0 * count("completion_tokens"));
+    let dear = json!({ "model": "other", "prompt": 1, "cached_prompt": 2, "output": 2 });
+    assert_eq!(code(&office.ask(&office.books, "POST", "/prices", &dear)), (400, "invalid".to_owned()));
+    let path = format!("/prices/{}", set["id"].as_str().expect("an id"));
+    assert_eq!(office.ask(&office.ada, "DELETE", &path, &Value::Null).status, 403);
+    office.ask(&office.books, "DELETE", &path, &Value::Null).ok();
+    assert_eq!(code(&office.ask(&office.books, "DELETE", &path, &Value::Null)), (404, "unknown_price".to_owned()));
+    let now = office.ask(&office.ada, "GET", "/prices?at=2100-01-01T00:00:00Z", &Value::Null).ok();
+    assert_eq!((&now[0]["source"], &now[0]["output"]), (&json!("catalogue"), &json!(1)));
+}
+
+#[test]
+fn statements_are_for_those_who_may_see_the_wallet() {
+    let office = Office::new();
+    let answer = office.service.with_key(&office.ada, "POST", "/v1/chat/completions", Some(&chat(json!({})))).ok();
+    let see =
+        |secret: &str, query: &str| office.ask(secret, "GET", &format!("/wallets/ada/statement{query}"), &Value::Null);
+    let statement = see(&office.ada, "").ok();
+    let paid = answer["tokrun"]["debited"].as_i64().expect("a sum");
+    assert_eq!(statement["closing"], 1_000_000 - paid);
+    assert_eq!(statement["spending"]["by_model"][0]["amount"], paid);
+    assert_eq!(see(&office.lead, "").ok()["closing"], statement["closing"], "the team's own see it");
+    assert_eq!(see(&office.eyes, "?subtree=true&from=2026-01-01").ok()["opening"], 0);
+    let before = see(&office.eyes, "?month=2020-02").ok();
+    assert_eq!((&before["lines"], &before["to"]), (&json!([]), &json!("2020-03-01T00:00:00Z")));
+    assert_eq!(see(&office.ada, "?month=2020-02&to=2020-03-01").status, 400);
+    assert_eq!(see(&office.ada, "?from=yesterday").status, 400);
+    let other = office.ask(&office.ada, "GET", "/wallets/bob/statement", &Value::Null);
+    assert_eq!(code(&other), (403, "insufficient_permissions".to_owned()));
+}
+
+#[test]
 fn what_is_done_is_in_the_books_with_the_key_that_did_it() {
     let office = Office::new();
     office.ask(&office.boss, "POST", "/wallets/bob/grants", &json!({ "amount": 5 })).ok();

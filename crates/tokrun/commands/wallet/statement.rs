@@ -3,7 +3,9 @@
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokrun_ledger::{Credits, Ledger, Spent, Statement, StatementKind, StatementLine, StatementQuery};
+use tokrun_ledger::{
+    Credits, Ledger, Spent, Statement, StatementKind, StatementLine, StatementQuery, json as ledger_json,
+};
 
 use super::show::text_forecast;
 use crate::args::{Format, StatementArgs};
@@ -25,8 +27,8 @@ pub(super) fn run(ledger: &Ledger, args: &StatementArgs, format: Format) -> Resu
     let forecast_text = tells.then(|| text_forecast(forecast.as_ref(), &statement.zone));
     match format {
         Format::Json => {
-            let mut shown = json_statement(&statement);
-            shown["forecast"] = tokrun_ledger::json::forecast(forecast.as_ref().filter(|_| tells));
+            let mut shown = ledger_json::statement(&statement);
+            shown["forecast"] = ledger_json::forecast(forecast.as_ref().filter(|_| tells));
             out!("{shown}");
         }
         Format::Csv => out!("{}", csv_statement(&statement)?.trim_end()),
@@ -234,51 +236,4 @@ fn csv_line(line: &StatementLine) -> [String; 11] {
         text(line.other.as_ref()),
         text(line.memo.as_ref()),
     ]
-}
-
-fn json_statement(statement: &Statement) -> Value {
-    let lines = statement.lines.iter().map(|line| {
-        let request = line.request.as_ref();
-        json!({
-            "date": line.date,
-            "kind": line.kind,
-            "amount": output::credits_json(line.amount),
-            "balance_after": output::credits_json(line.balance_after),
-            "moved": line.moved.map(output::credits_json),
-            "request_id": line.request_id,
-            "wallet": request.map(|request| &request.wallet),
-            "model": request.map(|request| &request.model),
-            "project": request.and_then(|request| request.project.as_ref()),
-            "tokens": request.map(|request| request.tokens),
-            "other": line.other,
-            "memo": line.memo,
-        })
-    });
-    let totals = statement.totals().into_iter().map(|(what, sum)| (what.to_owned(), output::credits_json(sum)));
-    let spent = |groups: &[Spent]| -> Value {
-        let group = |spent: &Spent| {
-            let amount = output::credits_json(spent.amount);
-            json!({ "key": spent.key, "requests": spent.requests, "tokens": spent.tokens, "amount": amount })
-        };
-        groups.iter().map(group).collect()
-    };
-    json!({
-        "wallet": statement.wallet,
-        "subtree": statement.subtree,
-        "zone": statement.zone,
-        "from": statement.from,
-        "to": statement.to,
-        "opening": output::credits_json(statement.opening),
-        "lines": lines.collect::<Value>(),
-        "totals": Value::Object(totals.collect()),
-        "spending": {
-            "by_model": spent(&statement.spending.by_model),
-            "by_project": spent(&statement.spending.by_project),
-            "by_wallet": spent(&statement.spending.by_wallet),
-            "by_day": spent(&statement.spending.by_day),
-        },
-        "in_flight": output::credits_json(statement.in_flight),
-        "closing": output::credits_json(statement.closing),
-        "unit": "credits",
-    })
 }
