@@ -62,6 +62,7 @@ fn the_json_answer_has_every_field_of_the_contract() {
         assert!(!answer["allowance"][field].is_null(), "allowance.{field}");
     }
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 0);
     let logprobs = answer["logprobs"].as_array().expect("a list");
     assert_eq!(logprobs.len(), 6);
     for (entry, token) in logprobs.iter().zip(answer["token_ids"].as_array().expect("a list")) {

@@ -12,6 +12,8 @@ use crate::error::ApiError;
 use crate::live::Entry;
 use crate::metrics::Observed;
 use crate::models::Lease;
+use crate::routes::RequestTag;
+use crate::telemetry::Operation;
 
 /// Answers under way. Dropping them cancels what has not ended; what was paid until then is settled.
 pub(crate) struct Answers {
@@ -38,6 +40,7 @@ impl Answers {
         app: &Arc<App>,
         model: &Lease,
         places: OwnedSemaphorePermit,
+        tag: &RequestTag,
         requests: Vec<GenerateRequest>,
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
@@ -45,7 +48,7 @@ impl Answers {
         let mut running = Vec::with_capacity(open);
         for (choice, request) in requests.into_iter().enumerate() {
             let wallet = request.payer.wallet.clone();
-            match begin_one(app, model, request, choice, &sender) {
+            match begin_one(app, model, request, tag, choice, &sender) {
                 Ok(one) => running.push(Some(one)),
                 Err(error) if choice == 0 => {
                     return Err(ApiError::from(&error).with_refill(&app.ledger, &wallet, app.options.exhausted_status));
@@ -137,11 +140,12 @@ fn begin_one(
     app: &Arc<App>,
     model: &Lease,
     request: GenerateRequest,
+    tag: &RequestTag,
     choice: usize,
     sender: &UnboundedSender<(usize, Event)>,
 ) -> Result<Running, RuntimeError> {
     let sender = sender.clone();
-    let observed = Observed::new(app, model.name(), &request.payer);
+    let observed = Observed::new(app, tag, Operation::of(&request.prompt), model.name(), &request.payer);
     let (engine, mark) = model.idlest();
     let sink = move |event: Event| {
         // It goes with the request.

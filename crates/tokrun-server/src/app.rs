@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::models::{Models, Rules, ServedModel};
 use crate::sessions::Sessions;
 use crate::signals;
+use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 
 /// How to serve.
@@ -48,6 +49,8 @@ pub struct ServerOptions {
     pub metrics_users: usize,
     /// Speaks TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Tells a collector of OpenTelemetry's.
+    pub telemetry: Option<Arc<Telemetry>>,
     /// Requests must have ended so long after they came; what was paid until then is their answer.
     pub request_timeout: Option<Duration>,
     /// What the models may take of each device together, bytes: one that is not in memory waits until there is room for it.
@@ -73,6 +76,7 @@ impl Default for ServerOptions {
             stall_timeout: Duration::from_secs(120),
             metrics_users: 0,
             tls: None,
+            telemetry: None,
             request_timeout: None,
             memory_budget_bytes: BTreeMap::new(),
             keep_alive: None,

@@ -131,7 +131,7 @@ pub(crate) fn begin(
     wanted.prompts.iter().try_for_each(|prompt| model.could_fit(prompt))?;
     let hearing = wanted.converse(&model)?;
     let requests = requests(caller, tag, model.model(), wanted, &params, deadline);
-    let answers = Answers::begin(app, &model, places, requests)?;
+    let answers = Answers::begin(app, &model, places, tag, requests)?;
     let limits = RateLimits::of(&app.ledger, caller, model.name()).unwrap_or_default();
     Ok(Begun { answers, hearing, model, limits, id: tag.0.clone(), created: Timestamp::now() })
 }

@@ -22,6 +22,8 @@ use crate::app::App;
 use crate::balances;
 use crate::embedders::Embedders;
 use crate::models::{Model, Models, Seen};
+use crate::routes::RequestTag;
+use crate::telemetry::{Asked, Operation};
 
 const TTFT_S: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -307,10 +309,13 @@ pub(crate) struct Observed {
     generation_tokens: Counter,
     key: Option<String>,
     wallet: String,
+    /// For traces, where there are any.
+    asked: Option<Asked>,
 }
 
 impl Observed {
-    pub(crate) fn new(app: &App, model: &str, payer: &Payer) -> Self {
+    pub(crate) fn new(app: &App, tag: &RequestTag, operation: Operation, model: &str, payer: &Payer) -> Self {
+        let telemetry = app.options.telemetry.as_ref();
         let of_model = of_model(model);
         Self {
             generation_tokens: app.metrics.generation_tokens.get_or_create(&of_model).clone(),
@@ -318,6 +323,7 @@ impl Observed {
             of_model,
             key: payer.key.clone(),
             wallet: payer.wallet.clone(),
+            asked: telemetry.map(|telemetry| Asked::new(telemetry, &tag.1, operation, model)),
         }
     }
 
@@ -330,6 +336,9 @@ impl Observed {
 
     /// It has ended.
     pub(crate) fn finished(&self, outcome: &Outcome) {
+        if let Some(asked) = &self.asked {
+            asked.ended(outcome);
+        }
         let (metrics, of_model) = (&self.metrics, &self.of_model);
         let (usage, timing) = (&outcome.usage, &outcome.timing);
         metrics.prompt_tokens.get_or_create(of_model).inc_by(usage.prompt_tokens);

@@ -9,14 +9,19 @@ use axum::http::{HeaderValue, Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
+use opentelemetry::Context;
 
 use crate::app::App;
 use crate::error::{ApiError, Dialect, Refused};
 use crate::{admin, anthropic, dashboard, health, metrics, openai, openapi, responses, tokens, usage};
 
-/// What a request is called, in its response's headers and in the ledger.
+/// What a request is called, in its response's headers and in the ledger; and the span that it is part of, where there are
+/// traces.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestTag(pub(crate) String);
+pub(crate) struct RequestTag(pub(crate) String, pub(crate) Context);
+
+/// What a model is asked with, so that there is a trace of it.
+const TRACED: &[&str] = &["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"];
 
 /// All that is served.
 pub(crate) fn router(app: &Arc<App>) -> Router {
@@ -69,14 +74,20 @@ async fn every(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let method = request.method().clone();
     // A path that nobody asked for may be anything, and is no label.
     let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
-    request.extensions_mut().insert(RequestTag(tag.clone()));
+    let telemetry = app.options.telemetry.as_ref().filter(|_| TRACED.contains(&route.as_str()));
+    let trace = telemetry.map(|telemetry| telemetry.begin(&method, &route, request.headers()));
+    request.extensions_mut().insert(RequestTag(tag.clone(), trace.clone().unwrap_or_default()));
     let mut response = next.run(request).await;
     let header = HeaderValue::from_str(&tag).expect("a uuid is a header's value");
     // OpenAI's clients read the first, Anthropic's the second.
     response.headers_mut().insert("x-request-id", header.clone());
     response.headers_mut().insert("request-id", header);
     let status = response.status().as_u16();
-    app.metrics.responded(&route, status, response.extensions().get::<Refused>().map(|refused| refused.0));
+    let refused = response.extensions().get::<Refused>().map(|refused| refused.0);
+    app.metrics.responded(&route, status, refused);
+    if let Some((telemetry, trace)) = telemetry.zip(trace) {
+        telemetry.responded(&trace, status, refused);
+    }
     let ms = begun.elapsed().as_millis();
     tracing::debug!(request_id = tag, %method, route, status, ms, "responded");
     response

@@ -58,6 +58,9 @@ pub(crate) struct ServeArgs {
     /// Its private key in PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// A collector of OpenTelemetry's that is sent traces and GenAI metrics, over OTLP with HTTP: `http://localhost:4318`.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// Tell the balances of so many people in /metrics, beside those of teams.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) metrics_users: usize,

@@ -152,6 +152,7 @@ fn json_outcome(
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+        "completion_tokens_details": { "reasoning_tokens": usage.reasoning_tokens },
     });
     if let Some(energy_uj) = outcome.energy_uj {
         object["energy_joules"] = (energy_uj as f64 / 1e6).into();

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use tokrun_ledger::{Ledger, Price};
 use tokrun_model::catalogue::{Catalogue, Entry};
-use tokrun_server::{Moment, Server, ServerOptions, StatusCode, Tls};
+use tokrun_server::{Moment, Server, ServerOptions, StatusCode, Telemetry, Tls};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
@@ -32,6 +32,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
     };
     let payer = payer(args, address.ip(), &ledger)?;
     let tls = tls(args)?;
+    let telemetry = telemetry(args)?;
     let listener = inherited.map_or_else(|| listen(address), Ok)?;
     let catalogue = Said::read()?;
     let models::All { models, embedders, memory_budget_bytes } = models::all(args, &devices, &ledger, &catalogue)?;
@@ -45,6 +46,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<Status, Failure> {
         body_bytes_max: usize::try_from(args.max_body).unwrap_or(usize::MAX),
         metrics_users: args.metrics_users,
         tls,
+        telemetry,
         memory_budget_bytes,
         request_timeout: some(args.request_timeout),
         keep_alive: some(args.keep_alive),
@@ -107,6 +109,16 @@ fn tls(args: &ServeArgs) -> Result<Option<Arc<Tls>>, Failure> {
         Failure::io("cannot speak TLS", &error).hint("--tls-cert and --tls-key take files in PEM that belong together")
     })?;
     Ok(Some(Arc::new(tls)))
+}
+
+/// Where an empty address is none, as variables are switched off.
+fn telemetry(args: &ServeArgs) -> Result<Option<Arc<Telemetry>>, Failure> {
+    let Some(endpoint) = args.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()) else { return Ok(None) };
+    let telemetry = Telemetry::start(endpoint).map_err(|reason| {
+        Failure::new(Status::Usage, "usage", format!("cannot tell {endpoint}: {reason}"))
+            .hint("--otlp-endpoint takes the address of a collector, such as http://localhost:4318")
+    })?;
+    Ok(Some(Arc::new(telemetry)))
 }
 
 /// Tells systemd, where it started us, how far we are. Nobody else hears it.

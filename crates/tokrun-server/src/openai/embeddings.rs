@@ -25,6 +25,7 @@ use crate::live::Entry;
 use crate::metrics::Observed;
 use crate::reply::ok;
 use crate::routes::RequestTag;
+use crate::telemetry::Operation;
 
 /// Texts of one request, as the reference service bounds them.
 const INPUTS_MAX: usize = 2048;
@@ -135,7 +136,7 @@ fn begin(
     let tags = tags(request.user.as_deref(), None)?;
     let place = embedder.places.take(1)?;
     let (payer, price) = (Payer { tags, ..caller.payer() }, (embedder.served.price)());
-    let observed = Observed::new(app, embedder.name(), &payer);
+    let observed = Observed::new(app, tag, Operation::Embeddings, embedder.name(), &payer);
     let (sender, embedded) = oneshot::channel();
     let reply = move |embedded: Embedded| {
         let _ = &place;

@@ -19,4 +19,5 @@ mod reasoning;
 mod scripted;
 mod streams;
 mod support;
+mod telemetry;
 mod tools;
