@@ -272,24 +272,36 @@ impl Active {
             return true;
         }
         self.measure(tokens, now);
-        let (mut text, mut reasoning) = (String::new(), String::new());
-        let mut logprobs = Vec::new();
-        for pending in self.pending.drain(..tokens) {
-            text.push_str(&pending.text);
-            reasoning.push_str(&pending.reasoning);
-            self.usage.reasoning_tokens += u64::from(pending.is_reasoning);
-            self.paid.push(pending.token.id);
-            self.paid_end_tokens += usize::from(pending.is_end);
-            self.computed = Some((self.computed.map_or(pending.computed, |(first, _)| first), pending.computed));
-            if let Some(logprob) = pending.token.logprob.filter(|_| self.wants_logprobs) {
-                logprobs.push((pending.token.id, logprob.clone()));
-                self.logprobs.push(logprob);
+        let paid: Vec<Pending> = self.pending.drain(..tokens).collect();
+        let mut is_heard = true;
+        let mut delta = nothing_yet(now);
+        for (left, pending) in (0..tokens).rev().zip(paid) {
+            self.pay(pending, &mut delta);
+            // Each token by itself, so that a reader can be shown them one after another; those that say nothing go with
+            // the one after them.
+            if left == 0 || !(delta.text.is_empty() && delta.reasoning.is_empty()) {
+                is_heard &= (self.sink)(Event::Delta(std::mem::replace(&mut delta, nothing_yet(now))));
             }
         }
-        self.usage.completion_tokens += tokens as u64;
-        self.shown.push_str(&text);
-        self.shown_reasoning.push_str(&reasoning);
-        (self.sink)(Event::Delta(Delta { text, reasoning, tokens: tokens as u32, logprobs }))
+        is_heard
+    }
+
+    /// Adds a token that is paid to the answer, and to what is told next.
+    fn pay(&mut self, pending: Pending, delta: &mut Delta) {
+        delta.text.push_str(&pending.text);
+        delta.reasoning.push_str(&pending.reasoning);
+        delta.tokens += 1;
+        self.shown.push_str(&pending.text);
+        self.shown_reasoning.push_str(&pending.reasoning);
+        self.usage.completion_tokens += 1;
+        self.usage.reasoning_tokens += u64::from(pending.is_reasoning);
+        self.paid.push(pending.token.id);
+        self.paid_end_tokens += usize::from(pending.is_end);
+        self.computed = Some((self.computed.map_or(pending.computed, |(first, _)| first), pending.computed));
+        if let Some(logprob) = pending.token.logprob.filter(|_| self.wants_logprobs) {
+            delta.logprobs.push((pending.token.id, logprob.clone()));
+            self.logprobs.push(logprob);
+        }
     }
 
     fn measure(&mut self, tokens: usize, now: Instant) {
@@ -379,10 +391,15 @@ impl Active {
         if !text.is_empty() || !reasoning.is_empty() {
             self.shown_reasoning.push_str(&reasoning);
             self.shown.push_str(&text);
-            (self.sink)(Event::Delta(Delta { text, reasoning, tokens: 0, logprobs: Vec::new() }));
+            (self.sink)(Event::Delta(Delta { text, reasoning, ..nothing_yet(Instant::now()) }));
         }
         Ok(())
     }
+}
+
+/// What a commit that was heard of then has paid for, before anything is added.
+fn nothing_yet(paid: Instant) -> Delta {
+    Delta { text: String::new(), reasoning: String::new(), tokens: 0, logprobs: Vec::new(), paid }
 }
 
 pub(crate) fn micros(from: Instant, to: Instant) -> u64 {

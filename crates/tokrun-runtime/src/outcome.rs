@@ -1,5 +1,7 @@
 //! What a caller gets back.
 
+use std::time::Instant;
+
 use tokrun_engine::{TokenId, TokenLogprob};
 use tokrun_ledger::{Credits, FinishReason, LimitReached};
 
@@ -25,6 +27,8 @@ pub struct Delta {
     pub tokens: u32,
     /// Those tokens with their log-probabilities, if asked for.
     pub logprobs: Vec<(TokenId, TokenLogprob)>,
+    /// When the commit that paid for them was heard of: the same of all that it paid for.
+    pub paid: Instant,
 }
 
 /// Takes a request's events as they come, on the runtime's own thread: it must return at once. It answers whether anybody

@@ -1,6 +1,8 @@
 //! The answers to one HTTP request: one or several metered requests, with their events in one queue.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -12,6 +14,7 @@ use crate::error::ApiError;
 use crate::live::Entry;
 use crate::metrics::Observed;
 use crate::models::Lease;
+use crate::pace::Pace;
 use crate::routes::RequestTag;
 use crate::telemetry::Operation;
 
@@ -24,6 +27,9 @@ pub(crate) struct Answers {
     owes_acknowledgement: bool,
     /// Bounded by the engine's window, since nothing is acknowledged before it is taken.
     events: UnboundedReceiver<(usize, Event)>,
+    /// Those that are here; and how fast they are taken, if not as fast as they come.
+    ready: VecDeque<(usize, Event)>,
+    pace: Option<Pace>,
     open: usize,
     entry: Entry,
     /// The model stays in memory.
@@ -64,7 +70,24 @@ impl Answers {
         let entry = app.live.enter(running.iter().flatten().map(Running::canceller).collect());
         let taken_tokens = vec![0; open];
         let _model = model.clone();
-        Ok(Self { running, taken_tokens, owes_acknowledgement: false, events, open, entry, _model, _places: places })
+        Ok(Self {
+            running,
+            taken_tokens,
+            owes_acknowledgement: false,
+            events,
+            ready: VecDeque::new(),
+            pace: None,
+            open,
+            entry,
+            _model,
+            _places: places,
+        })
+    }
+
+    /// From now on tokens are taken one after another, where several come at once.
+    pub(crate) fn paced(mut self) -> Self {
+        self.pace = Some(Pace::new(Instant::now()));
+        self
     }
 
     /// The next event, and which of the answers it is of. Asking for it acknowledges what was taken before. `None` after the
@@ -81,13 +104,48 @@ impl Answers {
         if self.open == 0 {
             return None;
         }
-        let event = self.events.recv().await?;
-        Some(self.take(event))
+        loop {
+            let due = match self.next_due() {
+                Some(due) if Pace::is_due(due, Instant::now()) => return self.take_ready(),
+                due => due,
+            };
+            let event = match due {
+                Some(due) => tokio::time::timeout_at(due.into(), self.events.recv()).await,
+                None => Ok(self.events.recv().await),
+            };
+            match event {
+                Ok(Some(event)) => self.ready.push_back(event),
+                Ok(None) if self.ready.is_empty() => return None,
+                // Nothing comes any more: what is here is all there is.
+                Ok(None) => return self.take_ready(),
+                Err(_) => {}
+            }
+        }
     }
 
-    /// Another event that is here already.
+    /// Another event that is here already, and is to be told now.
     pub(crate) fn next_ready(&mut self) -> Option<(usize, Event)> {
-        let event = self.events.try_recv().ok()?;
+        let due = self.next_due()?;
+        if Pace::is_due(due, Instant::now()) { self.take_ready() } else { None }
+    }
+
+    /// When the first of those that are here is to be told.
+    fn next_due(&mut self) -> Option<Instant> {
+        while let Ok(event) = self.events.try_recv() {
+            self.ready.push_back(event);
+        }
+        let now = Instant::now();
+        let ((_, newest), waiting) = (self.ready.back()?, self.ready.len());
+        Some(match (newest, &mut self.pace) {
+            (Event::Delta(delta), Some(pace)) => pace.due(delta.paid, waiting),
+            // Nobody waits for an end that is known.
+            _ => now,
+        })
+    }
+
+    fn take_ready(&mut self) -> Option<(usize, Event)> {
+        let event = self.ready.pop_front()?;
+        self.pace.iter_mut().for_each(|pace| pace.sent(Instant::now()));
         Some(self.take(event))
     }
 

@@ -30,6 +30,7 @@ mod metrics;
 mod models;
 mod openai;
 mod openapi;
+mod pace;
 mod places;
 mod reply;
 mod responses;

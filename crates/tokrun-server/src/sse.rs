@@ -66,7 +66,7 @@ enum Stage<S> {
 /// The response that sends answers as they come. What is ready goes out together; nothing more is taken from the engine
 /// until the connection asks for it.
 pub(crate) fn response(answers: Answers, scribe: impl Scribe) -> Response {
-    let body = stream::unfold(Stage::Opening(answers, scribe), async |stage| {
+    let body = stream::unfold(Stage::Opening(answers.paced(), scribe), async |stage| {
         let mut frames = Frames::default();
         let next = match stage {
             Stage::Opening(answers, mut scribe) => {
