@@ -28,7 +28,7 @@ const FLOORS: [i64; 5] = [0, 0, 0, 0, -200];
 const RUNNING_MAX: usize = 8;
 /// The engine computes at most so many tokens past what a connection took.
 const WINDOW: u64 = 32;
-/// What may have been on its way to a client, as to one that left: it had read all there was, so these are what a few steps brought
+/// What may have been on its way to a client that left: it had read all there was, so these are what a few steps brought
 /// until the server heard of it.
 const ON_THE_WAY: u64 = 32;
 /// Tokens of a step, as the engine has it.

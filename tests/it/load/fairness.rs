@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::client::Seen;
-use super::{CLIENTS, ON_THE_WAY, RUNNING_MAX, Row, STEP_TOKENS, WINDOW};
+use super::{CLIENTS, RUNNING_MAX, Row, STEP_TOKENS, WINDOW};
 
 /// The log tells when a request was admitted, and the engine has it a moment later.
 const ADMISSION_US: i64 = 20_000;
@@ -18,7 +18,7 @@ type Span = (i64, i64);
 pub(super) fn everybody_was_served_alike(seen: &[Seen], rows: &HashMap<String, Row>) {
     let largest_prompt = rows.values().map(|row| row.prompt_tokens).max().expect("there are some");
     let bound = 2 * (largest_prompt + STEP_TOKENS);
-    let unseen = STEP_TOKENS + RUNNING_MAX as u64 * (WINDOW + ON_THE_WAY);
+    let unseen = STEP_TOKENS + RUNNING_MAX as u64 * WINDOW;
     let wallets = 0..CLIENTS.len();
     let waiting: Vec<Vec<Span>> = wallets.clone().map(|wallet| waiting(wallet, rows)).collect();
     let served: Vec<Vec<(i64, i64)>> = wallets.clone().map(|wallet| served(wallet, seen, rows)).collect();
