@@ -105,9 +105,9 @@ impl Answers {
             return None;
         }
         loop {
-            let due = match self.next_due() {
-                Some(due) if Pace::is_due(due, Instant::now()) => return self.take_ready(),
-                due => due,
+            let due = match self.take_due() {
+                Ok(event) => return Some(event),
+                Err(due) => due,
             };
             let event = match due {
                 Some(due) => tokio::time::timeout_at(due.into(), self.events.recv()).await,
@@ -125,22 +125,21 @@ impl Answers {
 
     /// Another event that is here already, and is to be told now.
     pub(crate) fn next_ready(&mut self) -> Option<(usize, Event)> {
-        let due = self.next_due()?;
-        if Pace::is_due(due, Instant::now()) { self.take_ready() } else { None }
+        self.take_due().ok()
     }
 
-    /// When the first of those that are here is to be told.
-    fn next_due(&mut self) -> Option<Instant> {
+    /// The first of those that are here, or when it is to be told; `None` if there is none.
+    fn take_due(&mut self) -> Result<(usize, Event), Option<Instant>> {
         while let Ok(event) = self.events.try_recv() {
             self.ready.push_back(event);
         }
-        let now = Instant::now();
-        let ((_, newest), waiting) = (self.ready.back()?, self.ready.len());
-        Some(match (newest, &mut self.pace) {
-            (Event::Delta(delta), Some(pace)) => pace.due(delta.paid, waiting),
+        let (now, waiting) = (Instant::now(), self.ready.len());
+        let due = match (self.ready.back(), &mut self.pace) {
+            (Some((_, Event::Delta(newest))), Some(pace)) => pace.due(newest.paid, waiting),
             // Nobody waits for an end that is known.
             _ => now,
-        })
+        };
+        if Pace::is_due(due, now) { self.take_ready().ok_or(None) } else { Err(Some(due)) }
     }
 
     fn take_ready(&mut self) -> Option<(usize, Event)> {
@@ -179,13 +178,19 @@ impl Answers {
     /// Waits for all of them; in the order in which they end.
     pub(crate) async fn collect(mut self) -> Result<Vec<(usize, Outcome)>, ApiError> {
         let mut outcomes = Vec::with_capacity(self.count());
-        while let Some((choice, event)) = self.next().await {
+        let mut next = self.next().await;
+        while let Some((choice, event)) = next {
             if let Event::Finished(outcome) = event {
                 if let Some(error) = &outcome.error {
                     return Err(error.into());
                 }
                 outcomes.push((choice, *outcome));
             }
+            next = match self.next_ready() {
+                // What is here is acknowledged together.
+                Some(ready) => Some(ready),
+                None => self.next().await,
+            };
         }
         if outcomes.iter().all(|(_, outcome)| came_to_nothing(outcome)) && !outcomes.is_empty() {
             return Err(ApiError::too_late());
